@@ -1,0 +1,45 @@
+"""The exceptions that onnxjl raises. Each message is one line: where, what is wrong, what to do."""
+
+
+class OnnxjlError(Exception):
+    """Base of every exception that onnxjl raises on purpose."""
+
+
+class UsageError(OnnxjlError, ValueError):
+    """The request itself is wrong: an unknown option, criterion or layer pattern."""
+
+
+class ModelError(OnnxjlError):
+    """The model can't be read, isn't ONNX, or fails ONNX's checker."""
+
+
+class ExternalDataError(ModelError):
+    """External data is missing, or lies outside the folders that are allowed."""
+
+
+class UnsupportedOperator(OnnxjlError):
+    """An operator (or this version of it) has no implementation where one is needed."""
+
+
+class BudgetError(OnnxjlError):
+    """The budget can't be met, or the request would change nothing."""
+
+
+class DataError(OnnxjlError):
+    """Input data don't fit the model, or can't be read."""
+
+
+class WeightError(OnnxjlError):
+    """A weight that is to be scored holds NaN or infinity."""
+
+
+class PlanError(OnnxjlError):
+    """A plan can't be read, or doesn't belong to this graph."""
+
+
+class CheckError(OnnxjlError):
+    """The new model failed its check against onnxruntime; nothing was written."""
+
+
+class OutputError(OnnxjlError, OSError):
+    """The output can't be written; existing files are as they were."""

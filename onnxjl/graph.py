@@ -1,0 +1,67 @@
+"""Graph: a thin view over an ONNX model whose weights stay where they are until something writes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from onnxjl.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An ONNX network, and how it came to be.
+
+    Parameters
+    ----------
+    model : the network as onnx_ir's in-memory form. Treated as read-only by every function.
+    path : the file it was loaded from, if any.
+    normalized : whether `normalize` made it (or pruning did, from such a graph).
+    shapes : concrete shapes for graph inputs whose declared shape is symbolic, by input name.
+    plan : the edits that led from `source` to this graph, if it was pruned.
+    source : the normalized graph that `plan` refers to, if it was pruned.
+    """
+
+    model: ir.Model
+    path: Path | None = None
+    normalized: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    plan: Plan | None = None
+    source: Graph | None = None
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.model.opset_imports.get("", 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of structure and weights, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for node in self.model.graph.all_nodes():
+            attributes = sorted(
+                (k, str(a.value))
+                for k, a in node.attributes.items()
+                if a.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
+            )
+            names = [[v.name if v else "" for v in vs] for vs in (node.inputs, node.outputs)]
+            digest.update(repr((node.domain, node.op_type, names, attributes)).encode())
+        for name in sorted(self.model.graph.initializers):
+            array = self.weight(name)
+            digest.update(repr((name, str(array.dtype), array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def weight(self, name: str) -> np.ndarray:
+        """The initializer of this name as an array in ONNX's layout (read-only where memory-mapped)."""
+        value = self.model.graph.initializers[name]
+        assert value.const_value is not None
+        return value.const_value.numpy()
