@@ -1,0 +1,333 @@
+"""Load: a path, bytes or a model in memory becomes a Graph; weights are left where they lie."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir import external_data
+
+from onnxjl.errors import ExternalDataError, ModelError, UsageError
+from onnxjl.graph import Graph
+from onnxjl.proto import weightless
+from onnxjl.wire import split_weights
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Graph
+
+
+def load(
+    model: Source,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_external: Sequence[str | os.PathLike[str]] = (),
+) -> Graph:
+    """Read a model, repair what is merely untidy, and check it.
+
+    Weights are not read: those of a file, inside it or in external data, stay memory-mapped,
+    those of `bytes` are views into them.
+
+    Parameters
+    ----------
+    model : path of an ONNX file, its bytes, a ModelProto, an onnx_ir.Model, or a Graph. Never
+        changed; tensors are shared.
+    shapes : concrete shapes of inputs whose declared shape is symbolic, by input name.
+    allow_external : folders, besides the model's own, in which external data may lie.
+
+    Returns
+    -------
+    Graph
+        Not yet normalized.
+
+    Raises
+    ------
+    ModelError
+        The model can't be read, isn't ONNX, or fails ONNX's checker even after repairs (nodes out
+        of topological order, duplicate opset imports).
+    ExternalDataError
+        External data is missing, too short, or outside the allowed folders.
+    UsageError
+        `shapes` doesn't fit the inputs, or `model` is of another type.
+    """
+    if isinstance(model, Graph):
+        graph = model
+    elif isinstance(model, ir.Model):
+        graph = Graph(_checked(clone(model), "the model", None, allow_external))
+    elif isinstance(model, onnx.ModelProto):
+        graph = Graph(_from_proto(model, _raw_weights(model), "the model", None, allow_external))
+    elif isinstance(model, bytes | bytearray | memoryview):
+        graph = Graph(_from_bytes(memoryview(model), "the bytes given", None, allow_external))
+    elif isinstance(model, str | os.PathLike):
+        path = Path(model)
+        graph = Graph(_from_bytes(_map(path), str(path), path.parent, allow_external), path=path)
+    else:
+        raise UsageError(
+            f"can't load a {type(model).__name__}; give a path, bytes, an onnx.ModelProto, "
+            "an onnx_ir.Model or a Graph"
+        )
+    if shapes:
+        graph = replace(graph, shapes={**graph.shapes, **_fitting(shapes, graph)})
+    return graph
+
+
+def _map(path: Path) -> memoryview:
+    """The file's bytes, memory-mapped."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelError(f"{path}: the file is empty; expected an ONNX model")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path}: a folder; expected an ONNX file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: can't be read: {reason}") from error
+
+
+def _from_bytes(
+    data: memoryview, name: str, folder: Path | None, allow_external: Sequence[str | os.PathLike]
+) -> ir.Model:
+    if len(data) == 0:
+        raise ModelError(f"{name}: empty; expected an ONNX model")
+    try:
+        rest, weights = split_weights(data)
+        proto = onnx.ModelProto.FromString(rest)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{name}: not an ONNX model, or a truncated one (protobuf can't parse it)"
+        ) from error
+    return _from_proto(proto, weights, name, folder, allow_external)
+
+
+def _raw_weights(proto: onnx.ModelProto) -> dict[int, memoryview]:
+    """As `split_weights`, for a parsed model, which is left as it is."""
+    return {
+        index: memoryview(tensor.raw_data)
+        for index, tensor in enumerate(proto.graph.initializer)
+        if tensor.HasField("raw_data")
+        and ir.DataType(tensor.data_type) != ir.DataType.STRING
+        and ir.DataType(tensor.data_type).bitwidth % 8 == 0
+    }
+
+
+def _from_proto(
+    proto: onnx.ModelProto,
+    weights: Mapping[int, memoryview],
+    name: str,
+    folder: Path | None,
+    allow_external: Sequence[str | os.PathLike],
+) -> ir.Model:
+    """The model of a proto whose i-th initializer has, where `weights` has i, its data there."""
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{name}: not an ONNX model (it holds no graph)")
+    if proto.graph.sparse_initializer:
+        sparse = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{name}: initializer '{sparse}' is sparse; make it dense first")
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:
+        raise ModelError(f"{name}: invalid ONNX: {_first_cause(error)}") from error
+    for index, data in weights.items():
+        tensor = proto.graph.initializer[index]
+        dtype = ir.DataType(tensor.data_type)
+        value = model.graph.initializers[tensor.name]
+        if dtype.bitwidth % 8 == 0 and dtype != ir.DataType.STRING:
+            value.const_value = _tensor_over(data, value.const_value, name)
+        else:
+            tensor.raw_data = bytes(data)
+    model.graph.opset_imports.clear()
+    for opset in proto.opset_import:
+        domain = "" if opset.domain == "ai.onnx" else opset.domain
+        known = model.graph.opset_imports.get(domain, 0)
+        model.graph.opset_imports[domain] = max(known, opset.version)
+    if folder is not None:
+        external_data.set_base_dir(model.graph, folder)
+    return _checked(model, name, folder, allow_external)
+
+
+def _checked(
+    model: ir.Model,
+    name: str,
+    folder: Path | None,
+    allow_external: Sequence[str | os.PathLike[str]],
+) -> ir.Model:
+    """The model (ours to change), repaired, its weights located, approved by ONNX's checker."""
+    _locate_external(model, name, folder, [Path(f) for f in allow_external])
+    try:
+        if not _is_sorted(model.graph):
+            model.graph.sort()
+        onnx.checker.check_model(weightless(model))
+    except Exception as error:
+        raise ModelError(f"{name}: fails ONNX's checker: {_first_cause(error)}") from error
+    return model
+
+
+def _is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node comes after the producers of its inputs, in subgraphs too."""
+    done: set[ir.Node] = set()
+
+    def ready(graph: ir.Graph) -> bool:
+        for node in graph:
+            for value in node.inputs:
+                if value is not None:
+                    producer = value.producer()
+                    if producer is not None and producer not in done:
+                        return False
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    if not ready(attribute.as_graph()):
+                        return False
+                elif attribute.type == ir.AttributeType.GRAPHS and not all(
+                    ready(inner) for inner in attribute.as_graphs()
+                ):
+                    return False
+            done.add(node)
+        return True
+
+    return ready(graph)
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy that shares the weights' data but neither nodes nor the tensors' (mutable) names."""
+    try:
+        copy = model.clone()
+    except Exception:
+        # onnx_ir clones in node order, which may not be topological; protobuf doesn't mind.
+        try:
+            copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+        except Exception as error:
+            raise ModelError(f"the model: invalid ONNX: {_first_cause(error)}") from error
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.serde.TensorProtoTensor | ir.Tensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    return copy
+
+
+def _tensor_over(data: memoryview, tensor: ir.TensorProtocol, name: str) -> ir.Tensor:
+    """A tensor of the same name, type and shape as `tensor`, whose values lie in `data`."""
+    shape = tensor.shape.numpy()
+    dtype = tensor.dtype.numpy()
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(data) != expected:
+        raise ModelError(
+            f"{name}: initializer '{tensor.name}' of type {tensor.dtype} and shape {list(shape)} "
+            f"needs {expected} bytes but has {len(data)}"
+        )
+    array = np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
+    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+
+
+def _tensors(graph: ir.Graph) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
+    """Every tensor of a graph and its subgraphs, with its initializer where it has one."""
+    for inner in [graph, *graph.subgraphs()]:
+        for value in inner.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in inner:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield None, attribute.as_tensor()
+
+
+def _locate_external(
+    model: ir.Model, name: str, folder: Path | None, allowed: Sequence[Path]
+) -> None:
+    """Make sure that every external tensor is there, whole, and in an allowed folder."""
+    for value, tensor in _tensors(model.graph):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        where = f"{name}: external data of '{tensor.name}'"
+        base = folder if folder is not None else Path(tensor.base_dir) if tensor.base_dir else None
+        location = Path(tensor.location)
+        if base is None and not allowed:
+            raise ExternalDataError(
+                f"{where} lies in {str(location)!r}, relative to an unknown folder; "
+                "load the model by its path"
+            )
+        bases = [base] if base is not None else list(allowed)
+        path = next((p for b in bases if (p := b / location).exists()), bases[0] / location)
+        real = path.resolve()
+        roots = [root.resolve() for root in ([base] if base is not None else []) + list(allowed)]
+        if not any(real.is_relative_to(root) for root in roots):
+            raise ExternalDataError(
+                f"{where} lies in {str(location)!r} (really {real}), outside the model's folder; "
+                f"if you trust it, allow its folder (allow_external, --allow-external {real.parent})"
+            )
+        try:
+            status = real.stat()
+        except OSError as error:
+            raise ExternalDataError(f"{where} is missing: {path}") from error
+        if not real.is_file():
+            raise ExternalDataError(f"{where} isn't a file: {path}")
+        begin = tensor.offset or 0
+        if tensor.length is not None and tensor.length != tensor.nbytes:
+            raise ExternalDataError(
+                f"{where} has {tensor.length} bytes, but type {tensor.dtype} and shape "
+                f"{list(tensor.shape)} need {tensor.nbytes}"
+            )
+        if begin < 0 or begin + tensor.nbytes > status.st_size:
+            raise ExternalDataError(
+                f"{where} needs bytes {begin} to {begin + tensor.nbytes} of {path}, "
+                f"which has {status.st_size}"
+            )
+        if base is not None and real.is_relative_to(base.resolve()) and status.st_nlink == 1:
+            continue
+        # onnx_ir refuses what we've just allowed, and hard links (of package caches) as well.
+        if value is None:
+            raise ExternalDataError(
+                f"{where} is a Constant node's; only initializers may be outside"
+            )
+        value.const_value = _tensor_over(_mapped(real, begin, tensor.nbytes), tensor, name)
+
+
+def _mapped(path: Path, begin: int, count: int) -> memoryview:
+    if count == 0:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[
+            begin : begin + count
+        ]
+
+
+def _fitting(shapes: Mapping[str, Sequence[int]], graph: Graph) -> dict[str, tuple[int, ...]]:
+    """`shapes`, after a look at what the inputs declare."""
+    inputs = {
+        value.name: value
+        for value in graph.model.graph.inputs
+        if value.name not in graph.model.graph.initializers
+    }
+    fitting = {}
+    for name, given in shapes.items():
+        if name not in inputs:
+            raise UsageError(
+                f"no input is named '{name}'; there are {', '.join(map(repr, inputs))}"
+            )
+        shape = tuple(int(size) for size in given)
+        declared = inputs[name].shape
+        if any(size < 0 for size in shape):
+            raise UsageError(f"shape {list(shape)} given for input '{name}' is negative")
+        if declared is not None and (
+            len(declared) != len(shape)
+            or any(isinstance(d, int) and d != s for d, s in zip(declared, shape, strict=True))
+        ):
+            raise UsageError(
+                f"shape {list(shape)} given for input '{name}' doesn't fit its declared {declared}"
+            )
+        fitting[name] = shape
+    return fitting
+
+
+def _first_cause(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

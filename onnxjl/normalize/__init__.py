@@ -1,0 +1,77 @@
+"""Normalize: write a network one way, without a change in what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnxjl.graph import Graph
+from onnxjl.load import Source, clone, load
+from onnxjl.normalize.constants import lift_constants
+from onnxjl.normalize.dead import drop_dead
+from onnxjl.normalize.gemm import to_gemm
+from onnxjl.normalize.inference_form import drop_identities, to_inference_form
+from onnxjl.normalize.names import name_nodes
+from onnxjl.normalize.opset import raise_opset
+from onnxjl.normalize.shapes import infer_shapes
+from onnxjl.normalize.unshare import unshare_constants
+
+
+def inline_functions(model: ir.Model) -> ir.Model:
+    """Replace calls of the model's own functions by their bodies."""
+    return InlinePass()(model).model if model.functions else model
+
+
+Pass = Callable[[ir.Model], ir.Model]
+
+PASSES: tuple[Pass, ...] = (
+    inline_functions,
+    raise_opset,
+    lift_constants,
+    to_inference_form,
+    drop_identities,
+    drop_dead,
+    infer_shapes,
+    to_gemm,
+    unshare_constants,
+    drop_dead,
+    name_nodes,
+    infer_shapes,
+)
+
+
+def normalize(model: Source, *, opset: int | None = None) -> Graph:
+    """Write a network one way: the form that everything after this expects.
+
+    Outputs stay the same, as do the names of inputs, outputs and surviving nodes and weights.
+    Batch normalization is kept as it is.
+
+    Parameters
+    ----------
+    model : whatever `load` takes; never changed.
+    opset : raise the default operator set to this version. Otherwise it stays, if it is at
+        least 13, or becomes 17.
+
+    Returns
+    -------
+    Graph
+        Normalized; a graph that already is comes back as it is unless `opset` differs.
+
+    Raises
+    ------
+    ModelError
+        See `load`, or its operators are too old to be converted.
+    UsageError
+        `opset` is lower than the model's, or unknown.
+    """
+    graph = load(model)
+    if graph.normalized and opset in (None, graph.opset):
+        return graph
+    copy = clone(graph.model)
+    for step in PASSES:
+        copy = (partial(step, opset=opset) if step is raise_opset else step)(copy)
+    return replace(graph, model=copy, normalized=True)

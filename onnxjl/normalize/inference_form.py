@@ -1,0 +1,77 @@
+"""Turn training forms into inference forms, and drop what does nothing in inference."""
+
+from __future__ import annotations
+
+import warnings
+
+import onnx_ir as ir
+
+from onnxjl.normalize.surgery import constant, is_onnx, remove, substitute
+
+
+def to_inference_form(model: ir.Model) -> ir.Model:
+    """Make `Dropout` and `BatchNormalization` do what they do in inference, with a warning.
+
+    A batch normalization in training form normalizes by the batch's statistics, and from then on
+    by its running ones; what it hands out as new running statistics become the old ones.
+    """
+    changed: list[str] = []
+    for node in list(model.graph):
+        if is_onnx(node, "Dropout") and len(node.inputs) > 2 and node.inputs[2] is not None:
+            training = constant(node.inputs[2])
+            if training is None:
+                continue
+            if training.any():
+                changed.append(f"{node.name} (Dropout)")
+            node.resize_inputs(1)
+        elif is_onnx(node, "BatchNormalization"):
+            mode = node.attributes.get("training_mode")
+            if len(node.outputs) == 1 and (mode is None or mode.as_int() == 0):
+                continue
+            changed.append(f"{node.name} (BatchNormalization)")
+            node.attributes.pop("training_mode", None)
+            _drop_statistics(model.graph, node)
+    if changed:
+        warnings.warn(
+            f"{len(changed)} nodes in training form now do what they do in inference: "
+            + ", ".join(changed[:3])
+            + (", …" if len(changed) > 3 else ""),
+            stacklevel=3,
+        )
+    return model
+
+
+def _drop_statistics(graph: ir.Graph, node: ir.Node) -> None:
+    """Leave a batch normalization its first output only."""
+    for index, output in enumerate(node.outputs[1:], start=1):
+        if not output.name or not (output.uses() or output.is_graph_output()):
+            continue
+        # Outputs are (y, mean, variance) and, before opset 14, the same two once more.
+        statistic = node.inputs[3 if index % 2 else 4]
+        name = output.name
+        output.name = f"{name}.replaced"
+        copy = ir.Node("", "Identity", [statistic], name=name, num_outputs=1)
+        copy.outputs[0].name = name
+        copy.outputs[0].type = output.type
+        graph.insert_before(node, copy)
+        output.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+    node.resize_outputs(1)
+
+
+def drop_identities(model: ir.Model) -> ir.Model:
+    """Drop `Identity` and inference `Dropout` nodes of the main graph.
+
+    One that turns a graph input, an initializer or another output into a graph output stays.
+    """
+    for node in list(model.graph):
+        if is_onnx(node, "Dropout"):
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                continue
+            if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
+                continue
+        elif not is_onnx(node, "Identity"):
+            continue
+        source = node.inputs[0]
+        if source is not None and substitute(node.outputs[0], source):
+            remove([node])
+    return model
