@@ -1,36 +1,241 @@
-"""Plan: what to remove, as plain data."""
+"""Plan: what to remove, as plain data, and its application."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
 from onnxjl.errors import PlanError
+from onnxjl.graph import Graph
+from onnxjl.structure.names import node_name
 
 FORMAT = 1
+Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The edits that turn one normalized graph into a smaller one.
 
     Parameters
     ----------
-    kept : initializer name -> axis -> 0-based sorted indices that stay.
-    attributes : node name (or first output, where it has none) -> attribute -> new value.
-    constants : integer initializer name -> its whole new value, nested as its shape.
-    removed_nodes : names of nodes that go.
-    source : ``{"sha256": …, "opset": …}`` of the normalized graph that the names refer to.
+    kept : initializer name -> axis -> (k,) int, the 0-based sorted indices that stay.
+    attributes : node name (its first output's, where it has none) -> attribute -> new value.
+    constants : integer initializer name -> its whole new value.
+    removed_nodes : names of nodes that go; what used their output uses their first input.
+    source_graph : the normalized graph that the names refer to, where it is at hand.
+    fingerprint : SHA-256 of that graph, if the plan was read from a file.
+    opset : opset of that graph, likewise.
     request : what was asked for.
     engine : ``"numpy"`` or ``"flux"``.
     """
 
-    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    kept: Kept
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     removed_nodes: tuple[str, ...] = ()
-    source: Mapping[str, Any] = field(default_factory=dict)
+    source_graph: Graph | None = field(default=None, repr=False)
+    fingerprint: str | None = None
+    opset: int | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "numpy"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Fingerprint and opset of the graph that the plan refers to."""
+        if self.source_graph is not None:
+            return {"sha256": self.source_graph.fingerprint, "opset": self.source_graph.opset}
+        return {"sha256": self.fingerprint, "opset": self.opset}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON's types."""
+        return {
+            "onnxjl": FORMAT,
+            "source": self.source,
+            "request": dict(self.request),
+            "engine": self.engine,
+            "kept": {
+                name: {str(axis): indices.tolist() for axis, indices in sorted(axes.items())}
+                for name, axes in self.kept.items()
+            },
+            "attributes": {name: dict(values) for name, values in self.attributes.items()},
+            "constants": {name: np.asarray(v).tolist() for name, v in self.constants.items()},
+            "removed_nodes": list(self.removed_nodes),
+        }
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan from JSON text.
+
+        Raises
+        ------
+        PlanError : the text isn't a plan of a format that is known.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"not a plan: {error}") from error
+        if not isinstance(data, dict) or data.get("onnxjl") != FORMAT:
+            raise PlanError(f"not a plan of format {FORMAT}: the key 'onnxjl' is missing or another")
+        try:
+            return cls(
+                kept={
+                    str(name): {int(axis): _indices(name, axis, v) for axis, v in axes.items()}
+                    for name, axes in data["kept"].items()
+                },
+                attributes={str(k): dict(v) for k, v in data.get("attributes", {}).items()},
+                constants={
+                    str(k): np.array(v, dtype=np.int64)
+                    for k, v in data.get("constants", {}).items()
+                },
+                removed_nodes=tuple(str(n) for n in data.get("removed_nodes", ())),
+                fingerprint=data["source"]["sha256"],
+                opset=data["source"].get("opset"),
+                request=dict(data.get("request", {})),
+                engine=str(data.get("engine", "numpy")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a JSON file.
+
+        Raises
+        ------
+        PlanError : the file can't be read, or isn't a plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it isn't text"
+            raise PlanError(f"{path}: can't be read: {reason}") from error
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both make the same edits to the same graph."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        mine, theirs = self.to_dict(), other.to_dict()
+        edits = ("source", "kept", "attributes", "constants", "removed_nodes")
+        return all(mine[key] == theirs[key] for key in edits)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def then(self, later: Plan) -> Plan:
+        """Return the plan that has the effect of this one and, after it, of `later`."""
+        kept: dict[str, dict[int, NDArray[np.int64]]] = {n: dict(a) for n, a in self.kept.items()}
+        for name, axes in later.kept.items():
+            for axis, indices in axes.items():
+                earlier = kept.setdefault(name, {}).get(axis)
+                kept[name][axis] = indices if earlier is None else earlier[indices]
+        attributes = {name: dict(values) for name, values in self.attributes.items()}
+        for name, values in later.attributes.items():
+            attributes.setdefault(name, {}).update(values)
+        return replace(
+            self,
+            kept=kept,
+            attributes=attributes,
+            constants={**self.constants, **later.constants},
+            removed_nodes=(*self.removed_nodes, *later.removed_nodes),
+            request=later.request,
+        )
+
+
+def _indices(name: str, axis: str, values: Any) -> NDArray[np.int64]:
+    indices = np.array(values, dtype=np.int64)
+    if indices.ndim != 1 or (len(indices) and indices[0] < 0) or (np.diff(indices) <= 0).any():
+        raise ValueError(f"kept indices of '{name}' axis {axis} aren't sorted, unique and ≥ 0")
+    return indices
+
+
+def apply(graph: Graph, plan: Plan) -> Graph:
+    """Return the smaller graph that a plan makes of its source.
+
+    Parameters
+    ----------
+    graph : the normalized graph that the plan refers to (or one that `normalize` turns into it).
+
+    Raises
+    ------
+    PlanError : the plan belongs to another graph, or names what isn't there.
+    """
+    from onnxjl.load import load
+    from onnxjl.normalize import infer_shapes, normalize
+
+    graph = load(graph)
+    if not graph.normalized:
+        graph = normalize(graph)
+    if plan.source_graph is not graph and plan.source["sha256"] != graph.fingerprint:
+        raise PlanError(
+            "the plan was made for another graph: its source's fingerprint is "
+            f"{str(plan.source['sha256'])[:12]}…, this graph's {graph.fingerprint[:12]}…"
+        )
+    model = graph.model.clone()
+    initializers = model.graph.initializers
+    for name, axes in plan.kept.items():
+        value, tensor = _initializer(initializers, name)
+        array = tensor.numpy()
+        for axis, indices in axes.items():
+            if axis >= array.ndim or (len(indices) and indices[-1] >= array.shape[axis]):
+                raise PlanError(f"'{name}' has shape {array.shape}: no such index on axis {axis}")
+            array = np.take(array, indices, axis=axis)
+        _replace(value, array, tensor.dtype)
+    for name, constant in plan.constants.items():
+        value, tensor = _initializer(initializers, name)
+        _replace(value, np.asarray(constant).astype(tensor.dtype.numpy()), tensor.dtype)
+    nodes = {node_name(node): node for node in model.graph}
+    for name, values in plan.attributes.items():
+        if name not in nodes:
+            raise PlanError(f"no node is called '{name}'")
+        for key, setting in values.items():
+            nodes[name].attributes[key] = ir.convenience.convert_attribute(key, setting)
+    for name in plan.removed_nodes:
+        if name not in nodes:
+            raise PlanError(f"no node is called '{name}'")
+        node = nodes[name]
+        passed = node.inputs[0]
+        if passed is None:
+            raise PlanError(f"node '{name}' has no input to stand in for it")
+        node.outputs[0].replace_all_uses_with(passed)
+        model.graph.remove(node, safe=True)
+    infer_shapes(model)
+    before = graph.plan
+    return replace(
+        graph,
+        model=model,
+        plan=plan if before is None else before.then(plan),
+        source=graph if before is None else graph.source,
+    )
+
+
+def _initializer(
+    initializers: Mapping[str, ir.Value], name: str
+) -> tuple[ir.Value, ir.TensorProtocol]:
+    value = initializers.get(name)
+    if value is None or value.const_value is None:
+        raise PlanError(f"no initializer is called '{name}'")
+    return value, value.const_value
+
+
+def _replace(value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
+    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)

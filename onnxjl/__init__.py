@@ -1,0 +1,111 @@
+"""onnxjl: prune trained ONNX networks, with NumPy or as Flux layers in Julia.
+
+Importing this package starts neither Julia nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxjl.check import compare
+    from onnxjl.errors import (
+        BudgetError,
+        CheckError,
+        DataError,
+        ExternalDataError,
+        ModelError,
+        OnnxjlError,
+        OutputError,
+        PlanError,
+        UnsupportedOperator,
+        UsageError,
+        WeightError,
+    )
+    from onnxjl.graph import Graph
+    from onnxjl.load import load
+    from onnxjl.normalize import normalize
+    from onnxjl.plan import Plan, apply
+    from onnxjl.prune import prune
+    from onnxjl.save import save
+    from onnxjl.structure import Group, Groups, groups
+
+__version__ = "0.1.0"
+
+# Public name -> the module that has it, imported when the name is first used.
+_PUBLIC = {
+    "BudgetError": "errors",
+    "CheckError": "errors",
+    "DataError": "errors",
+    "ExternalDataError": "errors",
+    "Graph": "graph",
+    "Group": "structure",
+    "Groups": "structure",
+    "ModelError": "errors",
+    "OnnxjlError": "errors",
+    "OutputError": "errors",
+    "Plan": "plan",
+    "PlanError": "errors",
+    "UnsupportedOperator": "errors",
+    "UsageError": "errors",
+    "WeightError": "errors",
+    "apply": "plan",
+    "compare": "check",
+    "groups": "structure",
+    "load": "load",
+    "normalize": "normalize",
+    "prune": "prune",
+    "save": "save",
+}
+
+__all__ = [
+    "BudgetError",
+    "CheckError",
+    "DataError",
+    "ExternalDataError",
+    "Graph",
+    "Group",
+    "Groups",
+    "ModelError",
+    "OnnxjlError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "UnsupportedOperator",
+    "UsageError",
+    "WeightError",
+    "__version__",
+    "apply",
+    "compare",
+    "groups",
+    "load",
+    "normalize",
+    "prune",
+    "save",
+]
+
+
+class _Package(ModuleType):
+    """The package, in which importing ``onnxjl.load`` doesn't hide the function of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'onnxjl' has no attribute '{name}'")
+    value = getattr(import_module(f"onnxjl.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

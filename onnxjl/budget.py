@@ -1,0 +1,280 @@
+"""Budgets: which units go, so that the cost is met and no more goes than must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxjl.errors import BudgetError, UsageError
+from onnxjl.structure.cost import Cost, Size
+from onnxjl.structure.groups import Structure
+
+Scope = Literal["global", "local"]
+SCOPES: tuple[Scope, ...] = ("global", "local")
+Budget = Literal["amount", "macs", "params", "bytes"]
+BUDGETS: tuple[Budget, ...] = ("amount", "macs", "params", "bytes")
+
+# Budgets are fractions that users write in decimals: 0.3 of 10 units is 3 of them.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Request:
+    """How much is to go, and how it is spread.
+
+    Parameters
+    ----------
+    budget : ``"amount"`` (fraction of prunable units removed), ``"macs"``, ``"params"`` or
+        ``"bytes"`` (fraction kept); None where only `amount_for` asks.
+    fraction : in (0, 1).
+    scope : ``"global"`` ranks all units together, ``"local"`` takes the same fraction of each group.
+    amount_for : fnmatch pattern of layers or nodes -> fraction removed of their groups.
+    round_to : widths become multiples of this; a group that is no multiple may also stay whole.
+    min_units : units that every group keeps.
+    """
+
+    budget: Budget | None
+    fraction: float | None
+    scope: Scope = "global"
+    amount_for: Mapping[str, float] | None = None
+    round_to: int = 1
+    min_units: int = 1
+
+    def __post_init__(self) -> None:
+        if self.budget is None and not self.amount_for:
+            raise UsageError(f"give a budget: one of {', '.join(BUDGETS)}")
+        if self.scope not in SCOPES:
+            raise UsageError(f"no scope '{self.scope}'; there are {', '.join(SCOPES)}")
+        fractions = {} if self.budget is None else {self.budget: self.fraction}
+        for name, value in {**fractions, **(self.amount_for or {})}.items():
+            if not _is_fraction(value):
+                raise UsageError(f"{name} must be a fraction between 0 and 1, not {value!r}")
+        for name, number in (("round_to", self.round_to), ("min_units", self.min_units)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, not {number!r}")
+
+
+def _is_fraction(value: object) -> bool:
+    return (
+        isinstance(value, (int, float, np.floating))
+        and not isinstance(value, bool)
+        and 0 < float(value) < 1
+    )
+
+
+def select(
+    structure: Structure,
+    offered: Sequence[int],
+    scores: Sequence[NDArray[np.float64]],
+    request: Request,
+) -> list[NDArray[np.bool_]]:
+    """Choose the units that stay.
+
+    Parameters
+    ----------
+    offered : numbers of the groups that may be pruned.
+    scores : for each of them, (units,) float, larger is more important.
+
+    Returns
+    -------
+    For every group of the structure, (units,) bool. The cost is within the budget, and no removed
+    unit would still fit in it.
+
+    Raises
+    ------
+    BudgetError : the budget can't be met (says how far it can go), or nothing would change.
+    UsageError : a pattern that matches no group.
+    """
+    selection = _Selection(structure, offered, scores, request)
+    counts = selection.counts()
+    keep = [np.ones(g.size, dtype=bool) for g in structure.groups]
+    for number, score in zip(offered, scores, strict=True):
+        keep[number] = _best(score, int(counts[number]))
+    if all(k.all() for k in keep):
+        raise BudgetError("the request would change nothing: " + selection.why_nothing())
+    return keep
+
+
+def _best(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Return a mask of the `count` highest scores; of equal ones the first stay."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    mask = np.zeros(len(scores), dtype=bool)
+    mask[order[:count]] = True
+    return mask
+
+
+class _Selection:
+    """The search for how many units each group keeps."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        offered: Sequence[int],
+        scores: Sequence[NDArray[np.float64]],
+        request: Request,
+    ) -> None:
+        self.structure = structure
+        self.request = request
+        self.sizes = structure.sizes
+        self.scores = {n: np.sort(s)[::-1] for n, s in zip(offered, scores, strict=True)}
+        self.fixed = self._asked_for_by_pattern(offered)
+        self.free = np.array([n for n in offered if n not in self.fixed], dtype=np.int64)
+        self.least = self.sizes.copy()
+        self.least[self.free] = [self._round(int(self.sizes[n]), 0) for n in self.free]
+        for number, count in self.fixed.items():
+            self.least[number] = count
+        self.start = self.sizes.copy()
+        for number, count in self.fixed.items():
+            self.start[number] = count
+
+    def _asked_for_by_pattern(self, offered: Sequence[int]) -> dict[int, int]:
+        fixed: dict[int, int] = {}
+        for pattern, amount in (self.request.amount_for or {}).items():
+            matching = [n for n in offered if self.structure.groups[n].matches(pattern)]
+            if not matching:
+                raise UsageError(f"no prunable layer matches '{pattern}'")
+            for number in matching:
+                fixed[number] = self._kept(number, amount)
+        return fixed
+
+    def _kept(self, number: int, amount: float) -> int:
+        size = int(self.sizes[number])
+        return self._round(size, int(np.floor((1 - amount) * size + _SLACK)))
+
+    def _round(self, size: int, count: int) -> int:
+        """Return the largest allowed width that is at most `count`, or the smallest one there is."""
+        step, least = self.request.round_to, min(self.request.min_units, size)
+        lowest = -(-least // step) * step
+        if lowest >= size:
+            return size
+        return size if count >= size else max(count // step * step, lowest)
+
+    def _round_all(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        result = self.start.copy()
+        for number in self.free:
+            result[number] = self._round(int(self.sizes[number]), int(counts[number]))
+        return result
+
+    def _cost(self) -> Cost:
+        budget = self.request.budget
+        if budget == "amount":
+            unit = np.ones(1, dtype=np.int64)
+            terms = [(1.0, [Size(0, unit * n, unit)]) for n in self.free.tolist()]
+            return Cost(terms, len(self.sizes))
+        return {
+            "macs": self.structure.macs,
+            "params": self.structure.params,
+            "bytes": self.structure.bytes,
+        }[budget or "macs"]
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many units each group keeps."""
+        if self.request.budget is None:
+            return self.start
+        assert self.request.fraction is not None
+        if self.request.budget == "amount" and self.request.scope == "local":
+            result = self.start.copy()
+            for number in self.free.tolist():
+                result[number] = self._kept(number, self.request.fraction)
+            return result
+        cost = self._cost()
+        whole = cost.total(self.sizes)
+        share = 1 - self.request.fraction if self.request.budget == "amount" else self.request.fraction
+        limit = whole * share * (1 + _SLACK)
+        if cost.total(self.least) > limit:
+            raise BudgetError(self._how_far(cost, whole))
+        ladder = self._global if self.request.scope == "global" else self._local
+        return self._put_back(cost, limit, ladder(cost, limit))
+
+    def _how_far(self, cost: Cost, whole: float) -> str:
+        budget, fraction = self.request.budget, self.request.fraction
+        floor = cost.total(self.least) / whole if whole else 1.0
+        groups = len(self.scores)
+        if budget == "amount":
+            most = np.floor((1 - floor) * 1e4) / 1e4
+            return (
+                f"amount={fraction} can't be met: at most {most:.4f} of the units of "
+                f"{groups} groups can go (min_units={self.request.min_units}, "
+                f"round_to={self.request.round_to})"
+            )
+        least = np.ceil(floor * 1e4) / 1e4
+        return (
+            f"{budget}={fraction} can't be met: with {groups} prunable groups this network can go "
+            f"down to {budget}={least:.4f} (min_units={self.request.min_units}, "
+            f"round_to={self.request.round_to}); `groups` tells what is left whole and why"
+        )
+
+    def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
+        """Remove units in the order of their scores until the cost is met (bisection)."""
+        owner = np.concatenate([np.full(self.sizes[n], n) for n in self.free.tolist()])
+        index = np.concatenate([np.arange(self.sizes[n])[::-1] for n in self.free.tolist()])
+        score = np.concatenate([self.scores[n][::-1] for n in self.free.tolist()])
+        ranked = owner[np.lexsort((-index, owner, score))]
+
+        def at(removed: int) -> NDArray[np.int64]:
+            gone = np.bincount(ranked[:removed], minlength=len(self.sizes))
+            return self._round_all(np.maximum(self.sizes - gone, self.least))
+
+        return _first_that_fits(len(ranked), at, cost, limit)
+
+    def _local(self, cost: Cost, limit: float) -> NDArray[np.int64]:
+        """Remove the same fraction of each group until the cost is met (bisection)."""
+        steps = int(self.sizes[self.free].max()) * 8
+
+        def at(step: int) -> NDArray[np.int64]:
+            share = 1 - step / steps
+            wanted = np.floor(self.sizes * share + _SLACK).astype(np.int64)
+            return self._round_all(np.maximum(wanted, self.least))
+
+        return _first_that_fits(steps, at, cost, limit)
+
+    def _put_back(
+        self, cost: Cost, limit: float, counts: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return removed units, best first, while one still fits in the budget."""
+        counts = counts.copy()
+        step = self.request.round_to
+        while True:
+            steps = np.zeros_like(counts)
+            free = self.free[counts[self.free] < self.sizes[self.free]]
+            steps[free] = np.minimum(counts[free] // step * step + step, self.sizes[free]) - counts[free]
+            room = limit - cost.total(counts)
+            fits = free[cost.increase(counts, steps)[free] <= room]
+            if not len(fits):
+                return counts
+            if self.request.scope == "local":
+                # The group that lost most, relative to its size, gets its unit back first.
+                best = fits[np.argmin(counts[fits] / self.sizes[fits])]
+            else:
+                best = max(fits.tolist(), key=lambda n: (self.scores[n][counts[n]], -n))
+            counts[best] += steps[best]
+
+    def why_nothing(self) -> str:
+        """Return why no unit would go."""
+        if not self.scores:
+            return "no group can be pruned; `groups` tells what is left whole and why"
+        widest = max(int(self.sizes[n]) for n in self.scores)
+        return (
+            f"the widest group has {widest} units, with min_units={self.request.min_units} and "
+            f"round_to={self.request.round_to}"
+        )
+
+
+def _first_that_fits(
+    last: int, at: Callable[[int], NDArray[np.int64]], cost: Cost, limit: float
+) -> NDArray[np.int64]:
+    """Return `at` the smallest step whose cost is within the limit; costs fall with the step."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        if cost.total(at(middle)) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return at(low)
+
+

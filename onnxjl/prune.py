@@ -1,0 +1,120 @@
+"""prune: from a network and a budget to a smaller network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from onnxjl import criteria
+from onnxjl.budget import BUDGETS, Request, Scope, select
+from onnxjl.errors import BudgetError, UsageError
+from onnxjl.graph import Graph
+from onnxjl.load import Source, load
+from onnxjl.normalize import normalize
+from onnxjl.plan import apply
+from onnxjl.structure.groups import Granularity, analyze, offer
+
+
+def prune(
+    model: Source,
+    *,
+    amount: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    criterion: str | Callable[..., Any] = "l2",
+    scope: Scope = "global",
+    aggregation: str = "mean",
+    normalization: str = "mean",
+    ignore: Sequence[str] = (),
+    amount_for: Mapping[str, float] | None = None,
+    round_to: int = 1,
+    min_units: int = 1,
+    granularity: Granularity = "channel",
+    allow_inexact: bool = False,
+    data: Any = None,
+    seed: int = 0,
+) -> Graph:
+    """Remove the least important units of a network until it meets a budget.
+
+    Exactly one budget is given; `amount_for` may stand alone.
+
+    Parameters
+    ----------
+    model : whatever `load` takes; normalized if it isn't; never changed.
+    amount : fraction of the prunable units to remove, in (0, 1); of each group for scope "local".
+    macs, params, bytes : fraction of multiply–accumulates, parameters or bytes of weights to keep.
+    criterion : name of a criterion, or a function ``f(group, weights) -> (units,) scores``, larger
+        is more important.
+    scope : "global" ranks the units of all groups together, "local" takes the same share of each.
+    aggregation : how scores of a group's weights become one: "mean", "sum" or "max".
+    normalization : what a group's scores are divided by: its "mean", its "max", or "none".
+    ignore : fnmatch patterns of layers or nodes to leave whole.
+    amount_for : pattern -> fraction of units removed of the groups of matching layers.
+    round_to : widths become multiples of this.
+    min_units : units that every group keeps.
+    granularity : "channel", "head" or "head-dim"; see `groups`.
+    allow_inexact : whether to prune groups whose removal changes statistics taken over them.
+    data : inputs for criteria that need them; see `onnxjl.data.batches`.
+    seed : of the criterion "random".
+
+    Returns
+    -------
+    The smaller graph, with `plan` and `source`. Kept weights are unchanged.
+
+    Raises
+    ------
+    BudgetError : the budget can't be met (says how far the network can go), or nothing would change.
+    UsageError : an unknown criterion, pattern, option, or not exactly one budget.
+    WeightError : a weight to be scored isn't finite.
+    """
+    given = {
+        name: value
+        for name, value in zip(BUDGETS, (amount, macs, params, bytes), strict=True)
+        if value is not None
+    }
+    if len(given) > 1 or (not given and not amount_for):
+        raise UsageError(
+            f"give exactly one of {', '.join(BUDGETS)}, not {', '.join(given) or 'none'}"
+        )
+    budget, fraction = next(iter(given.items()), (None, None))
+    request = Request(
+        budget=budget,
+        fraction=fraction,
+        scope=scope,
+        amount_for=amount_for,
+        round_to=round_to,
+        min_units=min_units,
+    )
+    criteria.get(criterion)  # an unknown one is told before the work begins
+    graph = normalize(load(model))
+    structure = analyze(graph, granularity=granularity)
+    offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
+    if not offered:
+        reasons = "; ".join(f"{w.layer}: {w.reason}" for w in whole[:3])
+        raise BudgetError(f"nothing can be pruned in this network ({reasons or 'no layers'})")
+    scores = criteria.score(
+        graph,
+        [structure.groups[i] for i in offered],
+        criterion,
+        aggregation=aggregation,
+        normalization=normalization,
+        data=data,
+        seed=seed,
+    )
+    keep = select(structure, offered, scores, request)
+    asked = {
+        **given,
+        "amount_for": dict(amount_for or {}),
+        "criterion": criterion if isinstance(criterion, str) else criteria.name_of(criterion),
+        "scope": scope,
+        "aggregation": aggregation,
+        "normalization": normalization,
+        "ignore": list(ignore),
+        "round_to": round_to,
+        "min_units": min_units,
+        "granularity": granularity,
+        "allow_inexact": allow_inexact,
+        "seed": seed,
+    }
+    return apply(graph, structure.plan(keep, request=asked))

@@ -1,0 +1,28 @@
+"""Structure analysis: which slices of which weights can go together."""
+
+from onnxjl.structure.groups import (
+    Activation,
+    Granularity,
+    Group,
+    Groups,
+    Member,
+    Structure,
+    Whole,
+    analyze,
+    groups,
+)
+from onnxjl.structure.names import layer_names, node_name
+
+__all__ = [
+    "Activation",
+    "Granularity",
+    "Group",
+    "Groups",
+    "Member",
+    "Structure",
+    "Whole",
+    "analyze",
+    "groups",
+    "layer_names",
+    "node_name",
+]

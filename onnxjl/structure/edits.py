@@ -1,0 +1,220 @@
+"""From surviving labels to a plan: kept indices, shape constants and attributes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxjl.errors import PlanError
+from onnxjl.structure import axes as ax
+from onnxjl.structure.axes import Axis
+from onnxjl.structure.interpreter import Interpreter, name
+from onnxjl.structure.names import node_name
+from onnxjl.structure.rules import EDITS
+from onnxjl.structure.shapes import Shape, evaluate
+from onnxjl.structure.trace import ADJUSTED, MOVED, element, source
+
+
+class Editor:
+    """Rewrites what surviving labels change besides the weights.
+
+    Parameters
+    ----------
+    run : the finished interpretation.
+    alive : (labels,) bool, which labels survive.
+    """
+
+    def __init__(self, run: Interpreter, alive: NDArray[np.bool_]) -> None:
+        self._run = run
+        self._alive = alive
+        self.constants: dict[str, np.ndarray] = {}
+        self.attributes: dict[str, dict[str, Any]] = {}
+        self._current: dict[str, np.ndarray] = {}
+
+    def mask_of(self, axis: Axis) -> NDArray[np.bool_] | None:
+        """Return which indices of an axis survive, or None if all do."""
+        masks = [
+            np.ones(f.size, dtype=bool) if f.labels is None else self._alive[f.labels] for f in axis
+        ]
+        if all(m.all() for m in masks):
+            return None
+        return functools.reduce(lambda a, b: np.logical_and.outer(a, b).reshape(-1), masks)
+
+    def mask(self, value: ir.Value, i: int) -> NDArray[np.bool_] | None:
+        """Return which indices of a value's axis survive, or None if all do."""
+        axes = self._axes(value)
+        return None if axes is None else self.mask_of(axes[i])
+
+    def new_shape(self, value: ir.Value) -> Shape:
+        """Return the shape of a value after pruning."""
+        shape = self._run.sizes(value)
+        axes = self._axes(value)
+        if axes is None:
+            return shape
+        sizes = []
+        for axis in axes:
+            kept = 1
+            for f in axis:
+                kept *= f.size if f.labels is None else int(self._alive[f.labels].sum())
+            sizes.append(kept)
+        return tuple(sizes)
+
+    def changed_axes(self, value: ir.Value) -> list[int]:
+        """Return the axes of a value that shrink."""
+        before, after = self._run.sizes(value), self.new_shape(value)
+        return [i for i, (b, a) in enumerate(zip(before, after, strict=True)) if a != b]
+
+    def old_array(self, value: ir.Value) -> np.ndarray:
+        """Return a shape tensor as it was."""
+        return self._run.shapes.known[value.name or ""]
+
+    def array(self, value: ir.Value) -> np.ndarray:
+        """Return a shape tensor as the edits made so far leave it."""
+        key = value.name or ""
+        if key in self.constants:
+            return self.constants[key]
+        if value.is_initializer():
+            return self.old_array(value)
+        if key not in self._current:
+            self._current[key] = self._compute(value)
+        return self._current[key]
+
+    def require(self, node: ir.Node, i: int, wanted: np.ndarray) -> None:
+        """Make a shape input of a node equal `wanted`."""
+        value = node.inputs[i]
+        assert value is not None
+        now = self.array(value)
+        if np.array_equal(now, wanted):
+            return
+        if now.shape != wanted.shape:
+            if not value.is_initializer():
+                raise PlanError(f"{name(node)}: '{value.name}' can't change its length")
+            self.constants[value.name or ""] = wanted
+            return
+        for flat in np.flatnonzero(now.reshape(-1) != wanted.reshape(-1)):
+            self._demand(node, value, int(flat), int(wanted.reshape(-1)[flat]))
+        if not np.array_equal(self.array(value), wanted):
+            raise PlanError(f"{name(node)}: '{value.name}' can't be made {wanted.tolist()}")
+
+    def set_attribute(self, node: ir.Node, attribute: str, value: Any) -> None:
+        """Set an attribute."""
+        self.attributes.setdefault(node_name(node), {})[attribute] = value
+
+    def run(self) -> None:
+        """Apply every operator's edit, then once more to see that none undid another."""
+        for attempt in (1, 2):
+            before = {k: v.copy() for k, v in self.constants.items()}
+            for node in self._run.graph.model.graph:
+                edit = EDITS.get((node.domain, node.op_type))
+                if edit is not None and self._touches(node):
+                    edit(self, node)
+            if attempt == 2 and not _same(before, self.constants):
+                raise PlanError("two nodes need one shape constant to differ")
+
+    def _axes(self, value: ir.Value) -> ax.Axes | None:
+        return self._run.axes.get(value.name or "")
+
+    def _touches(self, node: ir.Node) -> bool:
+        if node_name(node) in self._run.unruled or name(node) in self._run.unruled:
+            return False
+        for value in (*node.inputs, *node.outputs):
+            axes = None if value is None else self._axes(value)
+            for axis in axes or ():
+                for f in axis:
+                    if f.labels is not None and not self._alive[f.labels].all():
+                        return True
+        return False
+
+    def _compute(self, value: ir.Value) -> np.ndarray:
+        node = value.producer()
+        if node is None:
+            return self.old_array(value)
+        by_name = {v.name: v for v in node.inputs if v is not None}
+
+        def known(key: str) -> np.ndarray | None:
+            return self.array(by_name[key]) if key in self._run.shapes.known else None
+
+        def sizes(key: str) -> Shape | None:
+            owner = by_name.get(key)
+            return None if owner is None else self.new_shape(owner)
+
+        arrays = evaluate(node, known, sizes, self._run.graph.model.opset_imports)
+        if arrays is None:
+            return self.old_array(value)
+        return arrays[node.outputs.index(value)]
+
+    def _demand(self, node: ir.Node, value: ir.Value, flat: int, wanted: int) -> None:
+        """Rewrite the constant that one element comes from."""
+        if value.is_initializer():
+            changed = self.array(value).copy()
+            changed.reshape(-1)[flat] = wanted
+            self.constants[value.name or ""] = changed
+            self._current.clear()
+            return
+        producer = value.producer()
+        if producer is not None and producer.op_type in MOVED:
+            found = source(value, flat, self._run.shapes, self._run.graph)
+            if found is not None:
+                self._demand(node, *found, wanted)
+                return
+        if producer is not None and producer.op_type in ADJUSTED and self._solve(
+            node, producer, value, flat, wanted
+        ):
+            return
+        raise PlanError(f"{name(node)}: no constant sets '{value.name}'[{flat}] to {wanted}")
+
+    def _solve(
+        self, node: ir.Node, producer: ir.Node, value: ir.Value, flat: int, wanted: int
+    ) -> bool:
+        """Solve ``left ∘ right = wanted`` for whichever operand can be rewritten."""
+        left, right = producer.inputs[0], producer.inputs[1]
+        assert left is not None
+        assert right is not None
+        shapes = self._run.shapes
+        places = [element(v, flat, shapes, value) for v in (left, right)]
+        a = int(self.array(left).reshape(-1)[places[0]])
+        b = int(self.array(right).reshape(-1)[places[1]])
+        operator = producer.op_type
+        solutions: list[tuple[ir.Value, int, int | None]] = [
+            (right, places[1], _inverse_right(operator, a, wanted)),
+            (left, places[0], _inverse_left(operator, b, wanted)),
+        ]
+        for operand, place, solution in solutions:
+            if solution is None or not self._run.adjustable(operand, place):
+                continue
+            try:
+                self._demand(node, operand, place, solution)
+            except PlanError:
+                continue
+            return True
+        return False
+
+
+def _inverse_right(operator: str, a: int, wanted: int) -> int | None:
+    """Solve ``a ∘ x = wanted`` in integers."""
+    if operator == "Add":
+        return wanted - a
+    if operator == "Sub":
+        return a - wanted
+    if operator == "Mul":
+        return wanted // a if a and wanted % a == 0 else None
+    return a // wanted if wanted and a % wanted == 0 else None
+
+
+def _inverse_left(operator: str, b: int, wanted: int) -> int | None:
+    """Solve ``x ∘ b = wanted`` in integers."""
+    if operator == "Add":
+        return wanted - b
+    if operator == "Sub":
+        return wanted + b
+    if operator == "Mul":
+        return wanted // b if b and wanted % b == 0 else None
+    return wanted * b
+
+
+def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)

@@ -1,0 +1,566 @@
+"""Groups: what can be removed together, and why not more."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxjl.errors import UsageError
+from onnxjl.graph import Graph
+from onnxjl.plan import Plan
+from onnxjl.structure import axes as ax
+from onnxjl.structure.axes import Axis
+from onnxjl.structure.cost import Cost, Size
+from onnxjl.structure.edits import Editor
+from onnxjl.structure.interpreter import Interpreter
+from onnxjl.structure.labels import Kind
+from onnxjl.structure.names import layer_names, node_name, weight
+from onnxjl.structure.shapes import Shapes
+
+Granularity = Literal["channel", "head", "head-dim"]
+GRANULARITIES: tuple[Granularity, ...] = ("channel", "head", "head-dim")
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A weight axis that a group's units are indices of.
+
+    Parameters
+    ----------
+    tensor : initializer name.
+    axis : 0-based.
+    indices : (units, k) int, the k 0-based indices of each unit.
+    """
+
+    tensor: str
+    axis: int
+    indices: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An activation axis by which a contraction consumes a group's units.
+
+    Parameters
+    ----------
+    value : value name.
+    axis : 0-based.
+    indices : (units, k) int, the k 0-based indices of each unit.
+    """
+
+    value: str
+    axis: int
+    indices: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that can be removed one by one, each from every member at once.
+
+    Parameters
+    ----------
+    name : the first layer that makes the units; ``#2`` and so on if that layer makes several groups.
+    kind : ``"channel"``, ``"head"`` or ``"head-dim"``.
+    size : number of units.
+    members : the weight axes to cut.
+    activations : the activations by which contractions consume the units.
+    exact : whether the pruned network equals the masked one.
+    reason : why not, if not.
+    layers : names of the layers whose outputs shrink, in graph order.
+    nodes : names of these layers' nodes.
+    macs : multiply–accumulates for one sample that removing one unit saves.
+    params : parameters that removing one unit saves.
+    """
+
+    name: str
+    kind: Granularity
+    size: int
+    members: tuple[Member, ...]
+    activations: tuple[Activation, ...]
+    exact: bool
+    reason: str | None
+    layers: tuple[str, ...]
+    nodes: tuple[str, ...]
+    macs: float
+    params: float
+
+    def matches(self, pattern: str) -> bool:
+        """Return whether a layer or node of the group matches an fnmatch pattern."""
+        return any(fnmatch.fnmatchcase(n, pattern) for n in (*self.layers, *self.nodes))
+
+    def __repr__(self) -> str:
+        exact = "" if self.exact else ", inexact"
+        return f"Group({self.name!r}, {self.size} units, {self.kind}{exact}, {len(self.members)} members)"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A layer whose outputs can't be pruned, and why."""
+
+    layer: str
+    node: str
+    reason: str
+
+
+class Groups(Sequence[Group]):
+    """The groups of a graph, with what is left whole.
+
+    Parameters
+    ----------
+    groups : in graph order.
+    whole : layers that no group prunes.
+    """
+
+    def __init__(self, groups: Sequence[Group], whole: Sequence[Whole]) -> None:
+        self._groups = tuple(groups)
+        self.whole = tuple(whole)
+
+    @overload
+    def __getitem__(self, index: int | str) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Group, ...]: ...
+    def __getitem__(self, index: int | str | slice) -> Group | tuple[Group, ...]:
+        if isinstance(index, str):
+            for group in self._groups:
+                if index == group.name:
+                    return group
+            raise UsageError(f"no group is called '{index}'; there are {', '.join(g.name for g in self._groups)}")
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} groups, {sum(g.size for g in self)} units"]
+        width = max((len(g.name) for g in self), default=0)
+        for g in self:
+            note = "" if g.exact else f"  inexact: {g.reason}"
+            lines.append(
+                f"  {g.name:<{width}}  {g.size:>5} × {g.kind:<8} {g.macs:>12,.0f} MACs "
+                f"{g.params:>9,.0f} parameters each{note}"
+            )
+        if self.whole:
+            lines.append(f"{len(self.whole)} layers stay whole")
+            lines += [f"  {w.layer}: {w.reason}" for w in self.whole]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """All that the analysis knows of a graph.
+
+    Parameters
+    ----------
+    graph : the normalized graph.
+    groups : every group, exact or not.
+    whole : layers that no group prunes.
+    macs, params, bytes : costs as functions of the units that each group keeps.
+    terms : layer name of each term of `macs`.
+    unruled : nodes that no rule treats -> why.
+    """
+
+    graph: Graph
+    granularity: Granularity
+    groups: tuple[Group, ...]
+    whole: tuple[Whole, ...]
+    macs: Cost
+    params: Cost
+    bytes: Cost
+    terms: tuple[str, ...]
+    unruled: Mapping[str, str]
+    _run: Interpreter = field(repr=False)
+    _roots: Indices = field(repr=False)
+    _unit_of: Indices = field(repr=False)
+    _starts: Indices = field(repr=False)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(groups,) int, the number of units of each group."""
+        return np.array([g.size for g in self.groups], dtype=np.int64)
+
+    def plan(
+        self, keep: Sequence[NDArray[np.bool_]], *, request: Mapping[str, Any] | None = None
+    ) -> Plan:
+        """Return the edits that keep these units.
+
+        Parameters
+        ----------
+        keep : for each group, (units,) bool.
+        request : what was asked for, noted in the plan.
+        """
+        kept_unit = np.concatenate([*keep, np.ones(1, dtype=bool)])
+        alive = kept_unit[self._unit_of][self._roots]  # unit -1, "not in a group", is the last
+        editor = Editor(self._run, alive)
+        kept: dict[str, dict[int, NDArray[np.int64]]] = {}
+        for name in self.graph.model.graph.initializers:
+            for i, axis in enumerate(self._run.axes.get(name, ())):
+                mask = editor.mask_of(axis)
+                if mask is not None:
+                    kept.setdefault(name, {})[i] = np.flatnonzero(mask)
+        editor.run()
+        return Plan(
+            kept=kept,
+            attributes=editor.attributes,
+            constants=editor.constants,
+            source_graph=self.graph,
+            request=dict(request or {}),
+        )
+
+
+def groups(
+    graph: Graph,
+    *,
+    granularity: Granularity = "channel",
+    allow_inexact: bool = False,
+    ignore: Sequence[str] = (),
+) -> Groups:
+    """Return what can be removed together, and why not more.
+
+    Parameters
+    ----------
+    graph : as `load` or `normalize` returns it.
+    granularity : ``"channel"`` (attention stays whole), ``"head"`` (whole heads too) or
+        ``"head-dim"`` (the same feature in every head of a block too).
+    allow_inexact : whether to offer groups whose removal changes statistics taken over them.
+    ignore : fnmatch patterns of layers or nodes to leave whole.
+
+    Raises
+    ------
+    UsageError : a granularity that there isn't, or a pattern that matches nothing.
+    """
+    structure = analyze(graph, granularity=granularity)
+    offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
+    return Groups([structure.groups[i] for i in offered], whole)
+
+
+def offer(
+    structure: Structure, *, allow_inexact: bool, ignore: Sequence[str]
+) -> tuple[list[int], list[Whole]]:
+    """Return the numbers of the groups that may be pruned, and the layers that stay whole."""
+    names = layer_names(structure.graph)
+    for pattern in ignore:
+        if not any(
+            fnmatch.fnmatchcase(n, pattern) for node in names for n in (names[node], node_name(node))
+        ):
+            raise UsageError(f"no layer or node matches '{pattern}'; `onnxjl info` lists them")
+    offered: list[int] = []
+    refused: dict[str, Whole] = {}
+    pruned: set[str] = set()
+    for i, group in enumerate(structure.groups):
+        pattern = next((p for p in ignore if group.matches(p)), None)
+        if pattern is not None:
+            reason = f"ignored by '{pattern}'"
+        elif not group.exact and not allow_inexact:
+            reason = f"{group.reason}; allow_inexact offers it"
+        else:
+            offered.append(i)
+            pruned.update(group.nodes)
+            continue
+        for layer, node in zip(group.layers, group.nodes, strict=True):
+            refused.setdefault(node, Whole(layer, node, reason))
+    refused = {k: v for k, v in refused.items() if k not in pruned}
+    order = {node_name(node): i for i, node in enumerate(structure.graph.model.graph)}
+    whole = sorted((*structure.whole, *refused.values()), key=lambda w: order.get(w.node, 0))
+    return offered, whole
+
+
+def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
+    """Run the structure analysis.
+
+    Parameters
+    ----------
+    graph : normalized, or normalized here.
+    granularity : see `groups`.
+    """
+    if granularity not in GRANULARITIES:
+        raise UsageError(f"no granularity '{granularity}'; there are {', '.join(GRANULARITIES)}")
+    if not graph.normalized:
+        from onnxjl.normalize import normalize
+
+        graph = normalize(graph)
+    shapes = Shapes(graph)
+    run = Interpreter(graph, shapes, {})
+    if granularity == "head" and run.head_votes:
+        run = Interpreter(graph, shapes, dict(run.head_votes))
+    return _Builder(run, granularity).build()
+
+
+class _Builder:
+    """Gathers units into groups, and describes these."""
+
+    def __init__(self, run: Interpreter, granularity: Granularity) -> None:
+        self.run = run
+        self.granularity = granularity
+        self.names = layer_names(run.graph)
+        self.roots, self.fixed, self.inexact, self.kind = run.labels.summary()
+        # Fixed units stay in every sense; label arrays that are shared need no second look.
+        self.vectors = self._label_arrays()
+        self.unit_of, self.group_of, self.starts = self._number_units()
+
+    def _label_arrays(self) -> list[NDArray[np.int64]]:
+        seen: dict[int, NDArray[np.int64]] = {}
+        for axes in self.run.axes.values():
+            for axis in axes:
+                for factor in axis:
+                    if factor.labels is not None:
+                        seen.setdefault(id(factor.labels), factor.labels)
+        return list(seen.values())
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        count = len(self.roots)
+        allowed = (self.roots == np.arange(count)) & (self.fixed == 0)
+        if self.granularity == "channel":
+            allowed &= self.kind == 0
+        elif self.granularity == "head":
+            allowed &= (self.kind & Kind.HEAD_DIM) == 0
+        else:
+            allowed &= (self.kind & Kind.HEAD) == 0
+        return allowed
+
+    def _number_units(self) -> tuple[Indices, Indices, Indices]:
+        """Units with the same footprint form a group: footprints are compared by random sums."""
+        count = len(self.roots)
+        random = np.random.default_rng(0)
+        footprint = np.zeros(count, dtype=np.uint64)
+        if self.vectors:
+            codes = random.integers(1, 2**63, size=len(self.vectors), dtype=np.uint64)
+            lengths = [len(v) for v in self.vectors]
+            np.add.at(
+                footprint, self.roots[np.concatenate(self.vectors)], np.repeat(codes, lengths)
+            )
+        weights = np.zeros(count, dtype=bool)
+        for name in self.run.graph.model.graph.initializers:
+            for axis in self.run.axes.get(name, ()):
+                for factor in axis:
+                    if factor.labels is not None:
+                        weights[self.roots[factor.labels]] = True
+        allowed = np.flatnonzero(self._allowed() & weights)
+        _, first, inverse, size = np.unique(
+            footprint[allowed], return_index=True, return_inverse=True, return_counts=True
+        )
+        # One unit alone can't go; groups are in the order of their first labels.
+        able = size[inverse] > 1
+        units = allowed[able]
+        order = first[inverse][able]
+        units = units[np.lexsort((units, order))]
+        unit_of = np.full(count, -1, dtype=np.int64)
+        unit_of[units] = np.arange(len(units))
+        starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
+        group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
+        return unit_of, group_of.astype(np.int64), starts.astype(np.int64)
+
+    def _places(self, vector: NDArray[np.int64]) -> Iterator[tuple[int, Indices]]:
+        """Yield (group, (units, k) indices) for each group with units on a vector of labels."""
+        units = self.unit_of[self.roots[vector]]
+        positions = np.flatnonzero(units >= 0)
+        if not len(positions):
+            return
+        units = units[positions]
+        order = np.argsort(units, kind="stable")
+        positions, units = positions[order], units[order]
+        owner = self.group_of[units]
+        cuts = np.flatnonzero(np.diff(owner, prepend=-1))
+        for start, stop in zip(cuts, [*cuts[1:], len(units)], strict=True):
+            g = int(owner[start])
+            yield g, positions[start:stop].reshape(self._size(g), -1)
+
+    def _size(self, g: int) -> int:
+        stop = self.starts[g + 1] if g + 1 < len(self.starts) else len(self.group_of)
+        return int(stop - self.starts[g])
+
+    def _expand(self, axis: Axis) -> NDArray[np.int64] | None:
+        return ax.expand(self.run.labels, axis)
+
+    def _affine(self, axis: Axis) -> list[Size]:
+        """Return one size for each factor of an axis."""
+        sizes = []
+        for factor in axis:
+            if factor.labels is None:
+                sizes.append(Size(factor.size, _NONE, _NONE))
+                continue
+            units = self.unit_of[self.roots[factor.labels]]
+            units = units[units >= 0]
+            owners, counts = np.unique(self.group_of[units], return_counts=True)
+            multiplicities = counts // np.array([self._size(int(g)) for g in owners], dtype=np.int64)
+            sizes.append(Size(factor.size - len(units), owners, multiplicities))
+        return sizes
+
+    def build(self) -> Structure:
+        number = len(self.starts)
+        members: list[list[Member]] = [[] for _ in range(number)]
+        activations: list[list[Activation]] = [[] for _ in range(number)]
+        layers: list[list[str]] = [[] for _ in range(number)]
+        nodes: list[list[str]] = [[] for _ in range(number)]
+        run = self.run
+        for name in run.graph.model.graph.initializers:
+            for i, axis in enumerate(run.axes.get(name, ())):
+                vector = self._expand(axis)
+                if vector is not None:
+                    for g, indices in self._places(vector):
+                        members[g].append(Member(name, i, indices))
+        for product in run.products:
+            for value, i in product.consumed:
+                axes = run.axes.get(value.name or "")
+                vector = None if axes is None else self._expand(axes[i])
+                if vector is not None and not value.is_initializer():
+                    for g, indices in self._places(vector):
+                        activations[g].append(Activation(value.name or "", i, indices))
+        whole: list[Whole] = []
+        for node in self._layers():
+            made = self._made_by(node)
+            for g in made:
+                layers[g].append(self.names[node])
+                nodes[g].append(node_name(node))
+            if not made:
+                whole.append(Whole(self.names[node], node_name(node), self._why_whole(node)))
+        macs, params, size_in_bytes, terms = self._costs(number)
+        sizes = np.array([self._size(g) for g in range(number)], dtype=np.int64)
+        one = np.ones(number, dtype=np.int64)
+        macs_each = -macs.increase(sizes, -one)
+        params_each = -params.increase(sizes, -one)
+        taken: dict[str, int] = {}
+        result = []
+        for g in range(number):
+            root = int(np.flatnonzero(self.unit_of == self.starts[g])[0])
+            reason = int(self.inexact[root])
+            name = layers[g][0] if layers[g] else members[g][0].tensor
+            taken[name] = taken.get(name, 0) + 1
+            result.append(
+                Group(
+                    name=name if taken[name] == 1 else f"{name}#{taken[name]}",
+                    kind=_kind(int(self.kind[root])),
+                    size=int(sizes[g]),
+                    members=tuple(members[g]),
+                    activations=tuple(activations[g]),
+                    exact=reason == 0,
+                    reason=run.labels.reason_text(reason) or None,
+                    layers=tuple(layers[g]),
+                    nodes=tuple(nodes[g]),
+                    macs=float(macs_each[g]),
+                    params=float(params_each[g]),
+                )
+            )
+        return Structure(
+            graph=run.graph,
+            granularity=self.granularity,
+            groups=tuple(result),
+            whole=tuple(whole),
+            macs=macs,
+            params=params,
+            bytes=size_in_bytes,
+            terms=terms,
+            unruled=dict(run.unruled),
+            _run=run,
+            _roots=self.roots,
+            _unit_of=self.unit_of,
+            _starts=self.starts,
+        )
+
+    def _layers(self) -> Iterator[ir.Node]:
+        """Yield the nodes whose outputs units are made by: those with a weight of two axes or more."""
+        for node in self.run.graph.model.graph:
+            value = weight(node)
+            if value is None or value.const_value is None:
+                continue
+            if len(value.const_value.shape) >= 2 and node.op_type in LAYERS:
+                yield node
+
+    def _output_axis(self, node: ir.Node) -> Axis:
+        """Return the output axis that carries a layer's units."""
+        for value in node.outputs:
+            axes = self.run.axes.get(value.name or "", ())
+            if value.name and axes:
+                marked = [a for a in axes if ax.has_labels(a)]
+                return marked[-1] if marked else max(axes, key=ax.size)
+        return ()
+
+    def _made_by(self, node: ir.Node) -> list[int]:
+        made: set[int] = set()
+        for factor in self._output_axis(node):
+            if factor.labels is not None:
+                units = self.unit_of[self.roots[factor.labels]]
+                made.update(np.unique(self.group_of[units[units >= 0]]).tolist())
+        return sorted(made)
+
+    def _why_whole(self, node: ir.Node) -> str:
+        reasons = self.run.labels
+        axis = self._output_axis(node)
+        for factor in axis:
+            if factor.labels is None:
+                if factor.reason:
+                    return reasons.reason_text(factor.reason)
+                continue
+            roots = np.unique(self.roots[factor.labels])
+            fixed = self.fixed[roots]
+            if fixed.any():
+                return reasons.reason_text(int(fixed[fixed > 0].min()))
+            if self.kind[roots].any():
+                return f"attention stays whole with granularity '{self.granularity}'"
+            return "its outputs all belong to one unit"
+        value = weight(node)
+        kind = value.const_value.dtype if value is not None and value.const_value else None
+        if kind is not None and not kind.is_floating_point():
+            return f"its weight is {kind.name.lower()}"
+        return "it has one output" if ax.size(axis) == 1 else "its outputs carry no units"
+
+    def _costs(self, number: int) -> tuple[Cost, Cost, Cost, tuple[str, ...]]:
+        samples = self._samples()
+        macs = []
+        terms = []
+        for product in self.run.products:
+            sizes = [one for axis in product.axes for one in self._affine(axis)]
+            macs.append((product.coefficient / samples, sizes))
+            terms.append(self.names[product.node])
+        params, size_in_bytes = [], []
+        for name, value in self.run.graph.model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            axes = self.run.axes.get(name)
+            shape = self.run.shapes.sizes[name]
+            sizes = (
+                [one for axis in axes for one in self._affine(axis)]
+                if axes is not None
+                else [Size(d, _NONE, _NONE) for d in shape]
+            )
+            if 0 in shape:
+                sizes = [Size(0, _NONE, _NONE)]
+            if tensor.dtype.is_floating_point():
+                params.append((1.0, sizes))
+            size_in_bytes.append((tensor.dtype.itemsize, sizes))
+        return (
+            Cost(macs, number),
+            Cost(params, number),
+            Cost(size_in_bytes, number),
+            tuple(terms),
+        )
+
+    def _samples(self) -> int:
+        """Return the number of samples in the sample shapes: the first axis of the first input."""
+        for value in self.run.graph.model.graph.inputs:
+            shape = self.run.shapes.sizes.get(value.name or "", ())
+            if not value.is_initializer() and len(shape) > 1:
+                return max(shape[0], 1)
+        return 1
+
+
+_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "RNN", "GRU", "LSTM", "Gather"})
+
+
+@functools.lru_cache(maxsize=8)
+def _kind(flags: int) -> Granularity:
+    if flags & Kind.HEAD:
+        return "head"
+    return "head-dim" if flags & Kind.HEAD_DIM else "channel"

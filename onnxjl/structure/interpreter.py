@@ -1,0 +1,365 @@
+"""Abstract interpretation: run the graph on labels instead of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxjl.graph import Graph
+from onnxjl.structure import axes as ax
+from onnxjl.structure.axes import Axes, Axis
+from onnxjl.structure.labels import Kind, Labels
+from onnxjl.structure.names import node_name
+from onnxjl.structure.rules import RULES, Unruled
+from onnxjl.structure.shapes import Shapes, evaluate
+from onnxjl.structure.trace import ADJUSTED, MOVED, adjustable, data_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A contraction, for costs and for where activations are consumed.
+
+    Parameters
+    ----------
+    node : the operator.
+    coefficient : plain part of its multiply–accumulates.
+    axes : the axes whose sizes multiply it.
+    consumed : (value, axis index) of each input that the contraction sums over.
+    """
+
+    node: ir.Node
+    coefficient: int
+    axes: tuple[Axis, ...]
+    consumed: tuple[tuple[ir.Value, int], ...]
+
+
+class Interpreter:
+    """One run of the graph on labels.
+
+    Parameters
+    ----------
+    graph : normalized.
+    shapes : its concrete shapes.
+    choices : for reshapes that leave open which factor is the unit, the position of the one chosen.
+    """
+
+    def __init__(self, graph: Graph, shapes: Shapes, choices: dict[str, int]) -> None:
+        self.graph = graph
+        self.shapes = shapes
+        self.choices = choices
+        self.labels = Labels()
+        self.axes: dict[str, Axes] = {}
+        self.products: list[Product] = []
+        self.head_votes: dict[str, int] = {}
+        self.unruled: dict[str, str] = {}
+        self._dims: dict[str, np.ndarray] = {}
+        self._dim_axes: list[tuple[Axis, ...]] = [()]
+        self._run()
+
+    # What rules use
+
+    def why(self, text: str) -> int:
+        """Return the number of a reason."""
+        return self.labels.reason(text)
+
+    def of(self, value: ir.Value | None) -> Axes:
+        """Return the axes of a value; raise `Unruled` if its shape isn't known."""
+        if value is None or not value.name:
+            raise Unruled("an input that it needs is missing")
+        found = self.axes.get(value.name)
+        if found is None:
+            if not value.is_initializer():
+                raise Unruled(f"the shape of '{value.name}' isn't known")
+            found = self.axes[value.name] = self._weight_axes(value)
+        return found
+
+    def sizes(self, value: ir.Value) -> tuple[int, ...]:
+        """Return the concrete shape of a value."""
+        shape = self.shapes.sizes.get(value.name or "")
+        if shape is None:
+            raise Unruled(f"the shape of '{value.name}' isn't known")
+        return shape
+
+    def known(self, value: ir.Value | None) -> np.ndarray | None:
+        """Return the value of a shape tensor, or None if it isn't known."""
+        return None if value is None or not value.name else self.shapes.known.get(value.name)
+
+    def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
+        """Give a value its axes; they must agree with its shape."""
+        axes = tuple(axes)
+        got = tuple(ax.size(a) for a in axes)
+        if got != self.sizes(value):
+            raise Unruled(f"the shape of '{value.name}' isn't what its rule expects")
+        assert value.name is not None
+        self.axes[value.name] = axes
+
+    def unite(self, a: Axis, b: Axis, node: ir.Node) -> Axis:
+        """Unite two axes of equal size."""
+        if ax.size(a) != ax.size(b):
+            raise Unruled("its inputs' shapes disagree")
+        return ax.unite(self.labels, a, b, self.why(f"meets an axis that can't shrink at {name(node)}"))
+
+    def unite_all(self, axes: Sequence[Axis], node: ir.Node) -> Axis:
+        """Unite axes that broadcast together: those of size 1 don't count, unless all are."""
+        wide = [a for a in axes if a]
+        if not wide:
+            return ()
+        result = wide[0]
+        for other in wide[1:]:
+            result = self.unite(result, other, node)
+        return result
+
+    def fix(self, axis: Axis, why: str) -> Axis:
+        """Fix the units of an axis."""
+        ax.fix(self.labels, axis, self.why(why))
+        return axis
+
+    def fix_value(self, value: ir.Value | None, why: str) -> None:
+        """Fix the units of all axes of a value."""
+        if value is None or not value.name:
+            return
+        if value.is_initializer() or value.name in self.axes:
+            for axis in self.of(value):
+                self.fix(axis, why)
+
+    def inexact(self, axis: Axis, node: ir.Node) -> None:
+        """Mark units whose removal changes statistics that this node takes over them."""
+        self._mark(axis, self.why(f"{name(node)} takes statistics over it"))
+
+    def _mark(self, axis: Axis, reason: int) -> None:
+        for factor in axis:
+            if factor.labels is not None:
+                self.labels.mark_inexact(factor.labels, reason)
+
+    def mark_kind(self, axis: Axis, kind: Kind) -> None:
+        """Mark the units of an axis as heads or head features."""
+        for factor in axis:
+            if factor.labels is not None:
+                self.labels.mark_kind(factor.labels, kind)
+
+    def vote_heads(self, axis: Axis) -> None:
+        """Note that the tagged factors of a batch axis of two activations are heads."""
+        for factor in axis:
+            for block, position in factor.tags:
+                self.head_votes[block] = position
+
+    def fresh(self, size: int) -> Axis:
+        """Return an axis with labels of its own."""
+        return () if size == 1 else ax.labelled(self.labels.fresh(size))
+
+    def reshape(self, axes: Axes, sizes: Sequence[int], node: ir.Node, block: str = "") -> Axes:
+        """Return the axes of a row-major reshape."""
+        return ax.regroup(
+            self.labels,
+            axes,
+            sizes,
+            f"{node.outputs[0].name}{block}",
+            self.choices,
+            self.why(f"no rectangular block holds it at {name(node)}"),
+        )
+
+    def vector(self, axis: Axis) -> np.ndarray | None:
+        """Return one label for each index, or None for a plain axis."""
+        return ax.expand(self.labels, axis)
+
+    def adjustable(self, value: ir.Value | None, index: int) -> bool:
+        """Return whether an element of a shape tensor can be rewritten, or follows by itself."""
+        return value is not None and adjustable(value, index, self.shapes, self.graph)
+
+    def product(
+        self,
+        node: ir.Node,
+        coefficient: int,
+        axes: Sequence[Axis],
+        consumed: Sequence[tuple[ir.Value, int]],
+    ) -> None:
+        """Record a contraction."""
+        self.products.append(Product(node, coefficient, tuple(axes), tuple(consumed)))
+
+    # The run
+
+    def _weight_axes(self, value: ir.Value) -> Axes:
+        tensor = value.const_value
+        assert tensor is not None
+        shape = self.shapes.sizes[value.name or ""]
+        if tensor.dtype.is_floating_point():
+            return tuple(self.fresh(d) for d in shape)
+        reason = self.why(f"'{value.name}' holds {tensor.dtype.name.lower()}, not real numbers")
+        return tuple(ax.plain(d, reason) for d in shape)
+
+    def _run(self) -> None:
+        model = self.graph.model
+        for value in model.graph.inputs:
+            if value.name and not value.is_initializer() and value.name in self.shapes.sizes:
+                reason = self.why(f"network input '{value.name}'")
+                shape = self.shapes.sizes[value.name]
+                self.axes[value.name] = tuple(ax.plain(d, reason) for d in shape)
+        for node in model.graph:
+            self._step(node)
+        for value in model.graph.outputs:
+            self.fix_value(value, f"network output '{value.name}'")
+            self._fix_dims(value, f"network output '{value.name}'")
+
+    def _step(self, node: ir.Node) -> None:
+        captured = [v for a in node.attributes.values() for v in _captured(a)]
+        for value in captured:
+            self.fix_value(value, f"used inside {name(node)}")
+            self._fix_dims(value, f"used inside {name(node)}")
+        if self._is_shape_arithmetic(node):
+            self._shape_step(node)
+            return
+        self._fix_misused_dims(node)
+        rule = RULES.get((node.domain, node.op_type))
+        try:
+            if rule is None:
+                raise Unruled("there is no rule for this operator")
+            rule(self, node)
+        except Unruled as problem:
+            self._give_up(node, str(problem))
+
+    def _give_up(self, node: ir.Node, why: str) -> None:
+        """Fix all that a node touches: it costs prunability, never correctness."""
+        self.unruled[name(node)] = why
+        text = f"{name(node)}: {why}"
+        for value in (*node.inputs, *node.outputs):
+            self.fix_value(value, text)
+        reason = self.why(text)
+        for value in node.outputs:
+            shape = self.shapes.sizes.get(value.name or "")
+            if value.name and shape is not None:
+                self.axes[value.name] = tuple(ax.plain(d, reason) for d in shape)
+            elif value.name:
+                self.axes.pop(value.name, None)
+
+    # Shape arithmetic: which elements depend on axes with labels
+
+    def _is_shape_arithmetic(self, node: ir.Node) -> bool:
+        arrays = [self.shapes.known.get(v.name) for v in node.outputs if v.name]
+        return bool(arrays) and all(
+            a is not None and (a.dtype.kind in "iub" or a.size == 1) for a in arrays
+        )
+
+    def _shape_step(self, node: ir.Node) -> None:
+        for value in node.outputs:
+            if value.name:
+                self.axes[value.name] = tuple(ax.plain(d) for d in self.sizes(value))
+        if node.op_type in ("Shape", "Size") and node.domain == "":
+            self._note_dims(node)
+            return
+        touched = [v for v in node.inputs if v is not None and v.name in self._dims]
+        if not touched:
+            return
+        first = self.shapes.known.get(node.outputs[0].name or "")
+        moved = MOVED.get(node.op_type)
+        if first is not None and first.dtype.kind in "iu" and moved is not None:
+            self._move_dims(node)
+        elif first is not None and first.dtype.kind in "iu" and node.op_type in ADJUSTED:
+            self._combine_dims(node)
+        else:
+            for value in touched:
+                self._fix_dims(value, f"its size is computed with at {name(node)}")
+
+    def _note_dims(self, node: ir.Node) -> None:
+        value = node.inputs[0]
+        if value is None or (value.name not in self.axes and not value.is_initializer()):
+            return
+        axes = self.of(value)
+        output = node.outputs[0].name or ""
+        if node.op_type == "Size":
+            together = tuple(a for a in axes if ax.has_labels(a))
+            if together:
+                self._dims[output] = np.array([self._dim(together)]).reshape(())
+            return
+        start = node.attributes.get_int("start", 0)
+        end = node.attributes.get_int("end", len(axes))
+        numbers = [self._dim((a,)) if ax.has_labels(a) else 0 for a in axes[start:end]]
+        if any(numbers):
+            self._dims[output] = np.array(numbers, dtype=np.int64)
+
+    def _dim(self, axes: tuple[Axis, ...]) -> int:
+        self._dim_axes.append(axes)
+        return len(self._dim_axes) - 1
+
+    def _move_dims(self, node: ir.Node) -> None:
+        data = data_inputs(node)
+
+        def feed(value_name: str) -> np.ndarray | None:
+            array = self.shapes.known.get(value_name)
+            if array is None or value_name not in data:
+                return array
+            return self._dims.get(value_name, np.zeros(array.shape, dtype=np.int64))
+
+        moved = evaluate(node, feed, self.shapes.sizes.get, self.graph.model.opset_imports)
+        for value, numbers in zip(node.outputs, moved or (), strict=False):
+            if value.name and numbers.any():
+                self._dims[value.name] = numbers.astype(np.int64)
+
+    def _combine_dims(self, node: ir.Node) -> None:
+        output = node.outputs[0]
+        shape = self.sizes(output)
+        parts = [
+            np.broadcast_to(self._dims[v.name], shape)
+            for v in node.inputs
+            if v is not None and v.name in self._dims
+        ]
+        result = np.zeros(shape, dtype=np.int64)
+        for index in np.ndindex(*shape):
+            together = tuple(a for part in parts for a in self._dim_axes[part[index]])
+            result[index] = self._dim(together) if together else 0
+        self._dims[output.name or ""] = result
+
+    def _fix_dims(self, value: ir.Value, why: str) -> None:
+        numbers = self._dims.get(value.name or "")
+        if numbers is not None:
+            for number in np.unique(numbers):
+                for axis in self._dim_axes[number]:
+                    self.fix(axis, why)
+
+    def _fix_misused_dims(self, node: ir.Node) -> None:
+        """Sizes may steer shapes, which are rewritten, but not become data."""
+        for position, value in enumerate(node.inputs):
+            if (
+                value is not None
+                and value.name in self._dims
+                and position not in SHAPE_INPUTS.get(node.op_type, ())
+            ):
+                self._fix_dims(value, f"its size is computed with at {name(node)}")
+
+
+# Inputs that are shapes, bounds or sizes: what their rules rewrite when a plan is made.
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Expand": (1,),
+    "ConstantOfShape": (0,),
+    "Slice": (1, 2),
+    "Split": (1,),
+    "Tile": (1,),
+    "Pad": (1,),
+    "Resize": (3,),
+}
+
+
+def name(node: ir.Node) -> str:
+    """Return how a node is called in reasons."""
+    return f"{node.op_type} '{node_name(node)}'"
+
+
+def _captured(attribute: ir.Attr) -> list[ir.Value]:
+    """Return the values of the outer graph that a subgraph attribute uses."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        graphs = [attribute.as_graph()]
+    elif attribute.type == ir.AttributeType.GRAPHS:
+        graphs = list(attribute.as_graphs())
+    else:
+        return []
+    found: list[ir.Value] = []
+    for graph in graphs:
+        for node in graph.all_nodes():
+            found.extend(v for v in node.inputs if v is not None and v.graph is not graph)
+        found.extend(graph.outputs)
+    return found
+
+

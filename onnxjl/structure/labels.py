@@ -1,0 +1,130 @@
+"""Labels: integers that say "this slice exists as long as that unit exists", united with a vectorized union-find."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+LabelArray = NDArray[np.int64]
+
+
+class Kind(IntFlag):
+    """What a label turned out to be."""
+
+    CHANNEL = 0
+    HEAD = 1
+    HEAD_DIM = 2
+
+
+class Labels:
+    """Disjoint sets over labels 0, 1, 2, …, each set with what was learned of its members.
+
+    A set is fixed, inexact or of a kind as soon as one of its labels is. Reasons are kept for the
+    report: the earliest one given to a set is the one told.
+
+    Source: Tarjan 1975, with pointer jumping in place of the scalar walk (Shiloach and Vishkin 1982).
+    """
+
+    def __init__(self) -> None:
+        self._parent = np.arange(1024, dtype=np.int64)
+        self._fixed = np.zeros(1024, dtype=np.int32)
+        self._inexact = np.zeros(1024, dtype=np.int32)
+        self._kind = np.zeros(1024, dtype=np.int8)
+        self.count = 0
+        self._reasons: list[str] = [""]
+        self._reason_numbers: dict[str, int] = {"": 0}
+
+    def fresh(self, size: int) -> LabelArray:
+        """Return `size` new labels, each alone in its set."""
+        start, stop = self.count, self.count + size
+        if stop > len(self._parent):
+            capacity = max(stop, 2 * len(self._parent))
+            grown = np.arange(capacity, dtype=np.int64)
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+            for name in ("_fixed", "_inexact", "_kind"):
+                old = getattr(self, name)
+                new = np.zeros(capacity, dtype=old.dtype)
+                new[: len(old)] = old
+                setattr(self, name, new)
+        self.count = stop
+        return np.arange(start, stop, dtype=np.int64)
+
+    def find(self, labels: LabelArray) -> LabelArray:
+        """Return the smallest label of each label's set; same shape."""
+        parent = self._parent
+        labels = np.asarray(labels)
+        roots = parent[labels]
+        while True:
+            above = parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        parent[labels] = roots
+        return roots
+
+    def unite(self, a: LabelArray, b: LabelArray) -> None:
+        """Unite the sets of `a` and `b` elementwise; the arrays broadcast."""
+        a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b))
+        a, b = a.ravel(), b.ravel()
+        while True:
+            roots_a, roots_b = self.find(a), self.find(b)
+            differ = roots_a != roots_b
+            if not differ.any():
+                return
+            a, b = roots_a[differ], roots_b[differ]
+            # Hooking larger roots under smaller ones can't make a cycle; where one root is hooked
+            # under several, the smallest wins and the next round unites the rest.
+            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
+
+    def reason(self, text: str) -> int:
+        """Return the number under which this reason is kept."""
+        number = self._reason_numbers.get(text)
+        if number is None:
+            number = self._reason_numbers[text] = len(self._reasons)
+            self._reasons.append(text)
+        return number
+
+    def reason_text(self, number: int) -> str:
+        """Return the reason kept under this number."""
+        return self._reasons[number]
+
+    def fix(self, labels: LabelArray, reason: int) -> None:
+        """Mark labels as units that must stay."""
+        self._mark(self._fixed, labels, reason)
+
+    def mark_inexact(self, labels: LabelArray, reason: int) -> None:
+        """Mark labels whose removal changes statistics taken over them."""
+        self._mark(self._inexact, labels, reason)
+
+    def mark_kind(self, labels: LabelArray, kind: Kind) -> None:
+        """Mark labels as heads or head features."""
+        self._kind[labels] |= int(kind)
+
+    @staticmethod
+    def _mark(marks: NDArray[np.int32], labels: LabelArray, reason: int) -> None:
+        labels = np.asarray(labels)
+        current = marks[labels]
+        marks[labels] = np.where(current == 0, reason, current)
+
+    def summary(
+        self,
+    ) -> tuple[LabelArray, NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
+        """Return, for every label: its root, and at each root the fixed reason, inexact reason, kind."""
+        every = np.arange(self.count, dtype=np.int64)
+        roots = self.find(every)
+        fixed = self._earliest(self._fixed, roots)
+        inexact = self._earliest(self._inexact, roots)
+        kind = np.zeros(self.count, dtype=np.int8)
+        np.bitwise_or.at(kind, roots, self._kind[: self.count])
+        return roots, fixed, inexact, kind
+
+    def _earliest(self, marks: NDArray[np.int32], roots: LabelArray) -> NDArray[np.int32]:
+        far = np.iinfo(np.int32).max
+        values = marks[: self.count]
+        result = np.full(self.count, far, dtype=np.int32)
+        np.minimum.at(result, roots, np.where(values == 0, far, values).astype(np.int32))
+        result[result == far] = 0
+        return result

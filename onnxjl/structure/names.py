@@ -1,0 +1,48 @@
+"""What nodes and layers are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from onnxjl.graph import Graph
+
+
+def node_name(node: ir.Node) -> str:
+    """Return the node's name, or its first output's where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), "")
+
+
+def weight(node: ir.Node) -> ir.Value | None:
+    """Return the initializer that is a layer's main weight: its largest float one with two axes or more.
+
+    Normalizations, whose parameters have one axis, count with their first parameter.
+    """
+    candidates = [
+        v
+        for v in node.inputs
+        if v is not None and v.is_initializer() and v.const_value is not None and v.name
+    ]
+    wide = [v for v in candidates if len(v.const_value.shape) >= 2]  # type: ignore[union-attr]
+    if wide:
+        return max(wide, key=lambda v: v.const_value.size)  # type: ignore[union-attr]
+    return candidates[0] if candidates else None
+
+
+def layer_names(graph: Graph) -> dict[ir.Node, str]:
+    """Return a name for each node: its weight's prefix where that is unique, else `node_name`.
+
+    ``layer1.0.conv1.weight`` names the layer ``layer1.0.conv1``. A prefix is a layer's own where
+    no other node uses a weight of that prefix.
+    """
+    prefixes: dict[ir.Node, str] = {}
+    for node in graph.model.graph:
+        value = weight(node)
+        if value is not None and value.name and "." in value.name:
+            prefixes[node] = value.name.rpartition(".")[0]
+    count = Counter(prefixes.values())
+    return {
+        node: prefixes[node] if count.get(prefixes.get(node, ""), 0) == 1 else node_name(node)
+        for node in graph.model.graph
+    }

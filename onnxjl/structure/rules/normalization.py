@@ -1,0 +1,167 @@
+"""Normalizations, softmax and reductions: over a pruned axis they are not exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from onnxjl.structure.axes import Axis, labelled, size, split_labels
+from onnxjl.structure.rules import Unruled, edit, rule
+
+if TYPE_CHECKING:
+    from onnxjl.structure.edits import Editor
+    from onnxjl.structure.interpreter import Interpreter
+
+
+@rule("BatchNormalization", "InstanceNormalization")
+def per_channel(run: Interpreter, node: ir.Node) -> None:
+    """Unite the channels with every parameter."""
+    axes = list(run.of(node.inputs[0]))
+    for axis in axes[2:]:
+        run.fix(axis, f"a spatial axis of {node.op_type} '{node.name}'")
+    for parameter in node.inputs[1:]:
+        axes[1] = run.unite(axes[1], run.of(parameter)[0], node)
+    run.set(node.outputs[0], axes)
+
+
+@rule("LayerNormalization", "RMSNormalization")
+def layer(run: Interpreter, node: ir.Node) -> None:
+    """Mark the normalized axes as inexact, and unite them with scale and bias."""
+    axes = list(run.of(node.inputs[0]))
+    start = node.attributes.get_int("axis", -1) % len(axes)
+    for i in range(start, len(axes)):
+        run.inexact(axes[i], node)
+    for parameter in node.inputs[1:]:
+        if parameter is None:
+            continue
+        given = run.of(parameter)
+        for i in range(1, len(given) + 1):
+            axes[-i] = run.unite_all([axes[-i], given[-i]], node)
+    run.set(node.outputs[0], axes)
+    statistics = axes[:start] + [()] * (len(axes) - start)
+    for value in node.outputs[1:]:
+        if value.name:
+            run.set(value, statistics)
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_layer(run: Interpreter, node: ir.Node) -> None:
+    """Unite input and skip, mark the last axis as inexact, unite it with the parameters."""
+    x, skip = run.of(node.inputs[0]), run.of(node.inputs[1])
+    if len(x) != len(skip):
+        raise Unruled("a skip of another rank")
+    axes = [run.unite_all([a, b], node) for a, b in zip(x, skip, strict=True)]
+    run.inexact(axes[-1], node)
+    for parameter in node.inputs[2:]:
+        if parameter is not None:
+            axes[-1] = run.unite(axes[-1], run.of(parameter)[0], node)
+    run.set(node.outputs[0], axes)
+    for i, value in enumerate(node.outputs[1:], 1):
+        if value.name:
+            run.set(value, axes if i == 3 else [*axes[:-1], ()])
+
+
+@rule("GroupNormalization")
+def group(run: Interpreter, node: ir.Node) -> None:
+    """Whole groups are units: within one, statistics would change."""
+    value = node.inputs[0]
+    axes = list(run.of(value))
+    groups = node.attributes.get_int("num_groups", 1)
+    for axis in axes[2:]:
+        run.fix(axis, f"a spatial axis of {node.op_type} '{node.name}'")
+    channels = run.vector(axes[1])
+    per_group: Axis | None = None
+    if channels is not None:
+        keeper, kept = split_labels(run.labels, channels, (groups, len(channels) // groups), 0)
+        if keeper == 0:
+            per_group = labelled(kept)
+        else:
+            run.inexact(axes[1], node)
+    for parameter in node.inputs[1:]:
+        given = run.of(parameter)[0]
+        if size(given) == size(axes[1]):
+            axes[1] = run.unite(axes[1], given, node)
+        elif per_group is not None:
+            run.unite(per_group, given, node)  # before opset 21: one parameter for each group
+        else:
+            run.fix(given, f"parameters of {node.op_type} '{node.name}'")
+            run.fix(axes[1], f"parameters of {node.op_type} '{node.name}'")
+    run.set(node.outputs[0], axes)
+
+
+@edit("GroupNormalization")
+def groups_left(editor: Editor, node: ir.Node) -> None:
+    """Set `num_groups` to the number of groups that survive."""
+    value = node.inputs[0]
+    kept = None if value is None else editor.mask(value, 1)
+    if kept is not None:
+        alive = kept.reshape(node.attributes.get_int("num_groups", 1), -1).any(axis=1)
+        if not alive.all():
+            editor.set_attribute(node, "num_groups", int(alive.sum()))
+
+
+@rule("LRN")
+def local_response(run: Interpreter, node: ir.Node) -> None:
+    """Sums over neighbouring channels: their order matters."""
+    axes = run.of(node.inputs[0])
+    run.fix(axes[1], f"{node.op_type} '{node.name}' sums over neighbouring channels")
+    run.set(node.outputs[0], axes)
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
+def softmax(run: Interpreter, node: ir.Node) -> None:
+    """Mark the normalized axis as inexact."""
+    axes = run.of(node.inputs[0])
+    run.inexact(axes[node.attributes.get_int("axis", -1)], node)
+    run.set(node.outputs[0], axes)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance(run: Interpreter, node: ir.Node) -> None:
+    """Mark the normalized axes as inexact."""
+    axes = run.of(node.inputs[0])
+    for i in node.attributes.get_ints("axes", (0, 2, 3)):
+        run.inexact(axes[i], node)
+    run.set(node.outputs[0], axes)
+
+
+@rule(
+    *(
+        "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+        "ReduceSum ReduceSumSquare"
+    ).split()
+)
+def reduction(run: Interpreter, node: ir.Node) -> None:
+    """Mark the reduced axes as inexact; the others pass through."""
+    axes = run.of(node.inputs[0])
+    given = node.attributes.get_ints("axes", None)
+    if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        array = run.known(node.inputs[1])
+        if array is None:
+            raise Unruled("which axes it reduces isn't known")
+        given = [int(i) for i in array.reshape(-1)]
+    if not given:
+        if node.attributes.get_int("noop_with_empty_axes", 0):
+            run.set(node.outputs[0], axes)
+            return
+        given = range(len(axes))
+    reduced = {i % len(axes) for i in given}
+    for i in reduced:
+        run.inexact(axes[i], node)
+    keep = bool(node.attributes.get_int("keepdims", 1))
+    run.set(
+        node.outputs[0],
+        [() if i in reduced else a for i, a in enumerate(axes) if keep or i not in reduced],
+    )
+
+
+@rule("CumSum", "CumProd")
+def cumulative(run: Interpreter, node: ir.Node) -> None:
+    """Fix the axis that is summed along in order."""
+    axes = run.of(node.inputs[0])
+    along = run.known(node.inputs[1])
+    if along is None:
+        raise Unruled("which axis it runs along isn't known")
+    run.fix(axes[int(along.reshape(-1)[0])], f"{node.op_type} '{node.name}' runs along it in order")
+    run.set(node.outputs[0], axes)

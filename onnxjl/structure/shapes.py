@@ -1,0 +1,225 @@
+"""Concrete shapes of every value, and the values of shape arithmetic, for one choice of input shapes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from onnxjl.graph import Graph
+from onnxjl.inputs import sample_shapes
+
+Shape = tuple[int, ...]
+
+# Shape arithmetic works on a few numbers; tables of indices (relative positions, channel
+# shuffles) on some thousands. Larger integer tensors are data.
+MOST_ELEMENTS = 65_536
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
+)
+
+
+class Shapes:
+    """Shapes and shape arithmetic of a graph at its sample input shapes.
+
+    Parameters
+    ----------
+    graph : normalized.
+
+    Attributes
+    ----------
+    sizes : value name -> concrete shape; a value whose shape isn't known is missing.
+    known : value name -> array, for integer constants, float scalars, and all that is computed
+        from them and from shapes.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.sizes: dict[str, Shape] = {}
+        self.known: dict[str, np.ndarray] = {}
+        self._types: dict[str, int] = {}
+        model = graph.model
+        inputs = sample_shapes(graph)
+        self.sizes.update(inputs)
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            self.sizes[name] = tuple(int(d) for d in tensor.shape.numpy())
+            self._types[name] = int(tensor.dtype)
+            if is_shape_constant(tensor):
+                self.known[name] = tensor.numpy()
+        for value in model.graph.inputs:
+            if value.name is not None and value.dtype is not None:
+                self._types[value.name] = int(value.dtype)
+        self._infer_whole(model, inputs)
+        self._walk(model)
+
+    def _infer_whole(self, model: ir.Model, inputs: Mapping[str, Shape]) -> None:
+        """Run ONNX's shape inference on a copy without weights, at the sample shapes."""
+        graph = onnx.GraphProto(name="shapes")
+        graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
+        for value in model.graph.inputs:
+            if value.name in inputs and value.dtype is not None:
+                graph.input.append(
+                    onnx.helper.make_tensor_value_info(
+                        value.name, int(value.dtype), inputs[value.name]
+                    )
+                )
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if name in self.known and tensor.nbytes <= 1024:
+                graph.initializer.append(ir.serde.serialize_tensor(tensor))
+                graph.initializer[-1].name = name
+            elif name not in inputs:
+                graph.input.append(
+                    onnx.helper.make_tensor_value_info(name, int(tensor.dtype), self.sizes[name])
+                )
+        proto = onnx.ModelProto(ir_version=10, graph=graph)
+        for domain, version in model.opset_imports.items():
+            proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        for info in (*inferred.graph.value_info, *inferred.graph.output):
+            self._take(info.name, info.type)
+
+    def _take(self, name: str, kind: onnx.TypeProto) -> None:
+        if not kind.HasField("tensor_type"):
+            return
+        tensor = kind.tensor_type
+        if tensor.elem_type:
+            self._types[name] = tensor.elem_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            self.sizes.setdefault(name, tuple(d.dim_value for d in tensor.shape.dim))
+
+    def _walk(self, model: ir.Model) -> None:
+        """Compute shape arithmetic, and infer again the shapes that depended on it."""
+        versions = model.opset_imports
+        for node in model.graph:
+            outputs = [v.name for v in node.outputs if v.name]
+            if any(name not in self.sizes for name in outputs):
+                self._infer_node(node, versions)
+            computed = evaluate(node, self.known.get, self.sizes.get, versions)
+            if computed is not None:
+                for value, array in zip(node.outputs, computed, strict=False):
+                    if value.name:
+                        self.known[value.name] = array
+                        self.sizes[value.name] = array.shape
+                        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+                        self._types.setdefault(value.name, int(kind))
+
+    def _infer_node(self, node: ir.Node, versions: Mapping[str, int]) -> None:
+        names = [v.name for v in node.inputs if v is not None and v.name]
+        if any(name not in self.sizes or name not in self._types for name in names):
+            return
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema,
+                ir.serde.serialize_node(node),
+                {
+                    name: onnx.helper.make_tensor_type_proto(self._types[name], self.sizes[name])
+                    for name in names
+                },
+                {
+                    name: onnx.numpy_helper.from_array(self.known[name], name)
+                    for name in names
+                    if name in self.known
+                },
+                opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
+                ir_version=10,
+            )
+        except (
+            onnx.defs.SchemaError,
+            onnx.shape_inference.InferenceError,
+            KeyError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ):
+            return  # the shape stays unknown, which costs prunability only
+        for name, kind in inferred.items():
+            self._take(name, kind)
+
+
+def is_shape_constant(tensor: ir.TensorProtocol) -> bool:
+    """Return whether a constant takes part in shape arithmetic: few integers, or a float scalar."""
+    if tensor.dtype.is_floating_point():
+        return tensor.size == 1
+    return tensor.dtype != ir.DataType.STRING and tensor.size <= MOST_ELEMENTS
+
+
+def evaluate(
+    node: ir.Node,
+    known: Callable[[str], np.ndarray | None],
+    sizes: Callable[[str], Shape | None],
+    versions: Mapping[str, int],
+) -> Sequence[np.ndarray] | None:
+    """Compute a node's outputs if it is shape arithmetic on known values, else return None."""
+    if node.op_type in ("Shape", "Size") and node.domain == "":
+        return _shape_or_size(node, sizes)
+    if node.domain != "" or node.op_type in _RANDOM or not node.outputs:
+        return None
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
+        return None
+    feeds: dict[str, np.ndarray] = {}
+    for value in node.inputs:
+        if value is None or not value.name:
+            continue
+        array = known(value.name)
+        if array is None:
+            return None
+        feeds[value.name] = array
+    for value in node.outputs:
+        shape = sizes(value.name) if value.name else ()
+        # A shape that isn't known yet is one that depends on values: a huge one is refused by
+        # the numbers that ask for it.
+        if shape is not None and math.prod(shape) > MOST_ELEMENTS:
+            return None
+    if node.op_type in ("Range", "ConstantOfShape", "Expand", "Tile", "OneHot") and _asks_for_much(
+        node.op_type, list(feeds.values())
+    ):
+        return None
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            evaluator = ReferenceEvaluator(ir.serde.serialize_node(node), opsets=dict(versions))
+            result = evaluator.run(None, feeds)
+    except Exception:
+        return None  # whatever the reference can't compute isn't known, which costs prunability only
+    return [np.asarray(array) for array in result]
+
+
+def _attributes(node: ir.Node) -> Sequence[Any]:
+    return list(node.attributes.values())
+
+
+def _shape_or_size(
+    node: ir.Node, sizes: Callable[[str], Shape | None]
+) -> Sequence[np.ndarray] | None:
+    value = node.inputs[0]
+    shape = sizes(value.name) if value is not None and value.name else None
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        return [np.array(math.prod(shape), dtype=np.int64)]
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(shape))
+    return [np.array(shape[start:end], dtype=np.int64)]
+
+
+def _asks_for_much(operator: str, arrays: list[np.ndarray]) -> bool:
+    numbers = [np.asarray(a, dtype=np.float64) for a in arrays if a.dtype != bool]
+    if operator == "Range" and len(numbers) == 3:
+        start, limit, delta = (float(n.reshape(-1)[0]) for n in numbers)
+        return delta == 0 or abs((limit - start) / delta) > MOST_ELEMENTS
+    asked = numbers[-1] if operator != "OneHot" else numbers[min(1, len(numbers) - 1)]
+    elements = float(np.prod(np.abs(asked))) if asked.size else 1.0
+    data = arrays[0].size if operator in ("Expand", "Tile", "OneHot") else 1
+    return elements * data > MOST_ELEMENTS
