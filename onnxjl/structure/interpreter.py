@@ -253,8 +253,7 @@ class Interpreter:
         if not touched:
             return
         first = self.shapes.known.get(node.outputs[0].name or "")
-        moved = MOVED.get(node.op_type)
-        if first is not None and first.dtype.kind in "iu" and moved is not None:
+        if first is not None and first.dtype.kind in "iu" and node.op_type in MOVED:
             self._move_dims(node)
         elif first is not None and first.dtype.kind in "iu" and node.op_type in ADJUSTED:
             self._combine_dims(node)

@@ -20,6 +20,8 @@ Shape = tuple[int, ...]
 # Shape arithmetic works on a few numbers; tables of indices (relative positions, channel
 # shuffles) on some thousands. Larger integer tensors are data.
 MOST_ELEMENTS = 65_536
+# The scales of a resize are floats that shapes follow from.
+_SCALES = 16
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 )
@@ -75,7 +77,7 @@ class Shapes:
             tensor = value.const_value
             if tensor is None:
                 continue
-            if name in self.known and tensor.nbytes <= 1024:
+            if (name in self.known and tensor.nbytes <= 1024) or tensor.size <= _SCALES:
                 graph.initializer.append(ir.serde.serialize_tensor(tensor))
                 graph.initializer[-1].name = name
             elif name not in inputs:
