@@ -1,0 +1,152 @@
+"""The process that a check runs in: reads models and inputs, answers with one line of JSON.
+
+It imports neither onnx nor onnx_ir unless it must, since it starts for every file that is saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import sys
+from typing import IO, Any
+
+import numpy as np
+
+from onnxjl.comparison import Comparison, compare_outputs
+from onnxjl.errors import OnnxjlError
+from onnxjl.session import open_session, run
+
+
+def main() -> None:
+    """Read a request from standard input, and write what was found to standard output."""
+    # Ctrl-C reaches the whole group of processes; whoever started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    # Whatever a library prints belongs to the messages, not to the answer.
+    os.dup2(2, 1)
+    result = _check(sys.stdin.buffer, answers)
+    print(json.dumps(result), file=answers, flush=True)
+
+
+def _check(stream: IO[bytes], answers: IO[str]) -> dict[str, Any]:
+    line = stream.readline()
+    if not line:
+        return {"failed": "the check was not asked for"}
+    request = json.loads(line)
+    feeds = _feeds(request, stream)
+    reference: str | bytes | None = request.get("reference")
+    buffers: dict[str, np.ndarray] = {}
+    if "model" in request:
+        reference = stream.read(request["model"])
+        buffers = {name: _read(stream, count) for name, count in request["weights"]}
+
+    mode, path = request["mode"], request["path"]
+    expected: dict[str, Any] = {}
+    if mode == "checker":
+        return _checker(path) or {}
+    if reference is not None:
+        print("reference", file=answers, flush=True)
+        try:
+            session = open_session(reference, threads=0, buffers=buffers)
+            expected = run(session, feeds)
+        except OnnxjlError as error:
+            return _checker(path) or {"unable": str(error)}
+        del session
+        print("target", file=answers, flush=True)
+    try:
+        outputs = run(open_session(path, threads=0), feeds)
+    except OnnxjlError as error:
+        return {"failed": str(error)}
+    if reference is None:
+        return _finite(outputs)
+
+    comparison = compare_outputs(outputs, expected, inputs=feeds)
+    if comparison.equal() or isinstance(reference, bytes):
+        if not comparison.equal() and mode == "either" and (problem := _finite(outputs)):
+            return problem
+        return _as_json(comparison)
+    # A new session begins with the same seed, so only its second run tells.
+    session = open_session(reference, threads=0)
+    again = [run(session, feeds) for _ in range(2)][-1]
+    if not compare_outputs(again, expected).equal():
+        exempt = "the source gives other outputs each time, so there is nothing to compare with"
+    elif _trains(reference):
+        exempt = "the source has layers in training form, so its outputs aren't comparable"
+    else:
+        return _as_json(comparison)
+    return _finite(outputs) or {"exempt": exempt}
+
+
+def _read(stream: IO[bytes], count: int) -> np.ndarray:
+    """Read this many bytes, without a second copy."""
+    array = np.empty(count, np.uint8)
+    view, done = memoryview(array.data), 0
+    while done < count:
+        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError("the request ended early")
+        done += got
+    return array
+
+
+def _feeds(request: dict[str, Any], stream: IO[bytes]) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(stream.read(request["feeds"])), allow_pickle=False) as file:
+        arrays = [file[f"input{index}"] for index in range(len(request["names"]))]
+    feeds = dict(zip(request["names"], arrays, strict=True))
+    for name in request["bfloat16"]:
+        import ml_dtypes
+
+        feeds[name] = feeds[name].view(ml_dtypes.bfloat16)
+    return feeds
+
+
+def _finite(outputs: dict[str, Any]) -> dict[str, Any]:
+    """A failure if a floating output isn't finite, else nothing."""
+    for name, value in outputs.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fV":
+            count = int((~np.isfinite(value.astype(np.float64))).sum())
+            if count:
+                return {
+                    "failed": f"output {name!r} isn't finite in {count} of {value.size} elements"
+                }
+    return {}
+
+
+def _checker(path: str) -> dict[str, Any]:
+    """A failure if ONNX's checker refuses the file, else nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        return {"failed": f"ONNX's checker refuses it: {str(error).splitlines()[0]}"}
+    return {}
+
+
+def _trains(path: str) -> bool:
+    """Whether a file holds normalization or dropout in training form."""
+    import onnx
+
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        training = any(a.name == "training_mode" and a.i for a in node.attribute)
+        statistics = sum(map(bool, node.output)) > 1
+        if node.op_type == "BatchNormalization" and (training or statistics):
+            return True
+        # Whether a dropout drops is its third input, usually a constant, here taken as true.
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+            return True
+    return False
+
+
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "outputs": [dataclasses.asdict(output) for output in comparison.outputs],
+        "inputs": dict(comparison.inputs),
+    }
+
+
+if __name__ == "__main__":
+    main()
