@@ -92,34 +92,52 @@ class Editor:
             return
         if now.shape != wanted.shape:
             if not value.is_initializer():
-                raise PlanError(f"{name(node)}: '{value.name}' can't change its length")
+                raise PlanError(f"'{value.name}' can't change its length")
             self.constants[value.name or ""] = wanted
             return
         for flat in np.flatnonzero(now.reshape(-1) != wanted.reshape(-1)):
-            self._demand(node, value, int(flat), int(wanted.reshape(-1)[flat]))
+            self._demand(value, int(flat), int(wanted.reshape(-1)[flat]))
         if not np.array_equal(self.array(value), wanted):
-            raise PlanError(f"{name(node)}: '{value.name}' can't be made {wanted.tolist()}")
+            raise PlanError(f"'{value.name}' can't be made {wanted.tolist()}")
 
     def set_attribute(self, node: ir.Node, attribute: str, value: Any) -> None:
         """Set an attribute."""
         self.attributes.setdefault(node_name(node), {})[attribute] = value
 
     def run(self) -> None:
-        """Apply every operator's edit, then once more to see that none undid another."""
+        """Apply every operator's edit, then once more to see that none undid another.
+
+        Raises
+        ------
+        PlanError : an edit can't be made; `Structure` tries them all beforehand.
+        """
+        for node, error in self.attempt():
+            raise PlanError(f"{name(node)}: {error}") from error
+
+    def attempt(self) -> list[tuple[ir.Node, PlanError]]:
+        """Apply every operator's edit, twice, and return the nodes at which that failed."""
+        failed: dict[ir.Node, PlanError] = {}
+        nodes = [
+            (node, edit)
+            for node in self._run.graph.model.graph
+            if (edit := EDITS.get((node.domain, node.op_type))) is not None and self._touches(node)
+        ]
         for attempt in (1, 2):
-            before = {k: v.copy() for k, v in self.constants.items()}
-            for node in self._run.graph.model.graph:
-                edit = EDITS.get((node.domain, node.op_type))
-                if edit is not None and self._touches(node):
+            for node, edit in nodes:
+                before = dict(self.constants)
+                try:
                     edit(self, node)
-            if attempt == 2 and not _same(before, self.constants):
-                raise PlanError("two nodes need one shape constant to differ")
+                    if attempt == 2 and not _same(before, self.constants):
+                        raise PlanError("another node needs the same shape constant to differ")
+                except PlanError as error:
+                    failed.setdefault(node, error)
+        return list(failed.items())
 
     def _axes(self, value: ir.Value) -> ax.Axes | None:
         return self._run.axes.get(value.name or "")
 
     def _touches(self, node: ir.Node) -> bool:
-        if node_name(node) in self._run.unruled or name(node) in self._run.unruled:
+        if name(node) in self._run.unruled:
             return False
         for value in (*node.inputs, *node.outputs):
             axes = None if value is None else self._axes(value)
@@ -147,7 +165,7 @@ class Editor:
             return self.old_array(value)
         return arrays[node.outputs.index(value)]
 
-    def _demand(self, node: ir.Node, value: ir.Value, flat: int, wanted: int) -> None:
+    def _demand(self, value: ir.Value, flat: int, wanted: int) -> None:
         """Rewrite the constant that one element comes from."""
         if value.is_initializer():
             changed = self.array(value).copy()
@@ -159,17 +177,17 @@ class Editor:
         if producer is not None and producer.op_type in MOVED:
             found = source(value, flat, self._run.shapes, self._run.graph)
             if found is not None:
-                self._demand(node, *found, wanted)
+                self._demand(*found, wanted)
                 return
-        if producer is not None and producer.op_type in ADJUSTED and self._solve(
-            node, producer, value, flat, wanted
+        if (
+            producer is not None
+            and producer.op_type in ADJUSTED
+            and self._solve(producer, value, flat, wanted)
         ):
             return
-        raise PlanError(f"{name(node)}: no constant sets '{value.name}'[{flat}] to {wanted}")
+        raise PlanError(f"no constant sets '{value.name}'[{flat}] to {wanted}")
 
-    def _solve(
-        self, node: ir.Node, producer: ir.Node, value: ir.Value, flat: int, wanted: int
-    ) -> bool:
+    def _solve(self, producer: ir.Node, value: ir.Value, flat: int, wanted: int) -> bool:
         """Solve ``left ∘ right = wanted`` for whichever operand can be rewritten."""
         left, right = producer.inputs[0], producer.inputs[1]
         assert left is not None
@@ -187,7 +205,7 @@ class Editor:
             if solution is None or not self._run.adjustable(operand, place):
                 continue
             try:
-                self._demand(node, operand, place, solution)
+                self._demand(operand, place, solution)
             except PlanError:
                 continue
             return True

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxjl.errors import UsageError
+from onnxjl.errors import PlanError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.plan import Plan
 from onnxjl.structure import axes as ax
@@ -293,7 +293,13 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     run = Interpreter(graph, shapes, {})
     if granularity == "head" and run.head_votes:
         run = Interpreter(graph, shapes, dict(run.head_votes))
-    return _Builder(run, granularity).build()
+    while True:
+        builder = _Builder(run, granularity)
+        failed = builder.rehearse()
+        if not failed:
+            return builder.build()
+        for node, error in failed:
+            run.withdraw(node, str(error))
 
 
 class _Builder:
@@ -359,6 +365,15 @@ class _Builder:
         starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
         group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
         return unit_of, group_of.astype(np.int64), starts.astype(np.int64)
+
+    def rehearse(self) -> list[tuple[ir.Node, PlanError]]:
+        """Make a plan that takes one unit of each group; return the nodes whose edits fail.
+
+        What can't be rewritten is found here, so that it costs prunability and not a pruning.
+        """
+        kept = np.ones(len(self.group_of) + 1, dtype=bool)
+        kept[self.starts] = False
+        return Editor(self.run, kept[self.unit_of][self.roots]).attempt()
 
     def _places(self, vector: NDArray[np.int64]) -> Iterator[tuple[int, Indices]]:
         """Yield (group, (units, k) indices) for each group with units on a vector of labels."""

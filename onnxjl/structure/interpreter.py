@@ -234,6 +234,11 @@ class Interpreter:
             elif value.name:
                 self.axes.pop(value.name, None)
 
+    def withdraw(self, node: ir.Node, why: str) -> None:
+        """Fix, after the run, all that a node touches."""
+        for value in (*node.inputs, *node.outputs):
+            self.fix_value(value, f"{name(node)}: {why}")
+
     # Shape arithmetic: which elements depend on axes with labels
 
     def _is_shape_arithmetic(self, node: ir.Node) -> bool:
