@@ -31,7 +31,7 @@ class Request:
     budget : ``"amount"`` (fraction of prunable units removed), ``"macs"``, ``"params"`` or
         ``"bytes"`` (fraction kept); None where only `amount_for` asks.
     fraction : in (0, 1).
-    scope : ``"global"`` ranks all units together, ``"local"`` takes the same fraction of each group.
+    scope : ``"global"`` ranks all units together, ``"local"`` takes the same share of each group.
     amount_for : fnmatch pattern of layers or nodes -> fraction removed of their groups.
     round_to : widths become multiples of this; a group that is no multiple may also stay whole.
     min_units : units that every group keeps.
@@ -49,8 +49,10 @@ class Request:
             raise UsageError(f"give a budget: one of {', '.join(BUDGETS)}")
         if self.scope not in SCOPES:
             raise UsageError(f"no scope '{self.scope}'; there are {', '.join(SCOPES)}")
-        fractions = {} if self.budget is None else {self.budget: self.fraction}
-        for name, value in {**fractions, **(self.amount_for or {})}.items():
+        fractions: dict[str, object] = dict(self.amount_for or {})
+        if self.budget is not None:
+            fractions[self.budget] = self.fraction
+        for name, value in fractions.items():
             if not _is_fraction(value):
                 raise UsageError(f"{name} must be a fraction between 0 and 1, not {value!r}")
         for name, number in (("round_to", self.round_to), ("min_units", self.min_units)):
@@ -146,7 +148,7 @@ class _Selection:
         return self._round(size, int(np.floor((1 - amount) * size + _SLACK)))
 
     def _round(self, size: int, count: int) -> int:
-        """Return the largest allowed width that is at most `count`, or the smallest one there is."""
+        """Return the largest allowed width of at most `count`, or the smallest that there is."""
         step, least = self.request.round_to, min(self.request.min_units, size)
         lowest = -(-least // step) * step
         if lowest >= size:
@@ -183,7 +185,9 @@ class _Selection:
             return result
         cost = self._cost()
         whole = cost.total(self.sizes)
-        share = 1 - self.request.fraction if self.request.budget == "amount" else self.request.fraction
+        share = (
+            1 - self.request.fraction if self.request.budget == "amount" else self.request.fraction
+        )
         limit = whole * share * (1 + _SLACK)
         if cost.total(self.least) > limit:
             raise BudgetError(self._how_far(cost, whole))
@@ -232,16 +236,16 @@ class _Selection:
 
         return _first_that_fits(steps, at, cost, limit)
 
-    def _put_back(
-        self, cost: Cost, limit: float, counts: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _put_back(self, cost: Cost, limit: float, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return removed units, best first, while one still fits in the budget."""
         counts = counts.copy()
         step = self.request.round_to
         while True:
             steps = np.zeros_like(counts)
             free = self.free[counts[self.free] < self.sizes[self.free]]
-            steps[free] = np.minimum(counts[free] // step * step + step, self.sizes[free]) - counts[free]
+            steps[free] = (
+                np.minimum(counts[free] // step * step + step, self.sizes[free]) - counts[free]
+            )
             room = limit - cost.total(counts)
             fits = free[cost.increase(counts, steps)[free] <= room]
             if not len(fits):
@@ -276,5 +280,3 @@ def _first_that_fits(
         else:
             low = middle + 1
     return at(low)
-
-

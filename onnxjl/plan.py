@@ -87,7 +87,9 @@ class Plan:
         except ValueError as error:
             raise PlanError(f"not a plan: {error}") from error
         if not isinstance(data, dict) or data.get("onnxjl") != FORMAT:
-            raise PlanError(f"not a plan of format {FORMAT}: the key 'onnxjl' is missing or another")
+            raise PlanError(
+                f"not a plan of format {FORMAT}: the key 'onnxjl' is missing or another"
+            )
         try:
             return cls(
                 kept={
@@ -179,7 +181,8 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     PlanError : the plan belongs to another graph, or names what isn't there.
     """
     from onnxjl.load import load
-    from onnxjl.normalize import infer_shapes, normalize
+    from onnxjl.normalize import normalize
+    from onnxjl.normalize.shapes import infer_shapes
 
     graph = load(graph)
     if not graph.normalized:

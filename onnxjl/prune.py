@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxjl import criteria
-from onnxjl.budget import BUDGETS, Request, Scope, select
+from onnxjl.budget import BUDGETS, Budget, Request, Scope, select
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
@@ -64,11 +64,11 @@ def prune(
 
     Raises
     ------
-    BudgetError : the budget can't be met (says how far the network can go), or nothing would change.
+    BudgetError : the budget can't be met (says how far it can go), or nothing would change.
     UsageError : an unknown criterion, pattern, option, or not exactly one budget.
     WeightError : a weight to be scored isn't finite.
     """
-    given = {
+    given: dict[Budget, float] = {
         name: value
         for name, value in zip(BUDGETS, (amount, macs, params, bytes), strict=True)
         if value is not None
@@ -77,10 +77,10 @@ def prune(
         raise UsageError(
             f"give exactly one of {', '.join(BUDGETS)}, not {', '.join(given) or 'none'}"
         )
-    budget, fraction = next(iter(given.items()), (None, None))
+    budget = next(iter(given), None)
     request = Request(
         budget=budget,
-        fraction=fraction,
+        fraction=None if budget is None else given[budget],
         scope=scope,
         amount_for=amount_for,
         round_to=round_to,
@@ -103,8 +103,8 @@ def prune(
         seed=seed,
     )
     keep = select(structure, offered, scores, request)
-    asked = {
-        **given,
+    asked: dict[str, Any] = {
+        **{str(name): value for name, value in given.items()},
         "amount_for": dict(amount_for or {}),
         "criterion": criterion if isinstance(criterion, str) else criteria.name_of(criterion),
         "scope": scope,

@@ -11,6 +11,7 @@ from onnxjl.structure.groups import (
     analyze,
     groups,
 )
+from onnxjl.structure.layers import LayerCost, layer_costs
 from onnxjl.structure.names import layer_names, node_name
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "Granularity",
     "Group",
     "Groups",
+    "LayerCost",
     "Member",
     "Structure",
     "Whole",
     "analyze",
     "groups",
+    "layer_costs",
     "layer_names",
     "node_name",
 ]

@@ -1,7 +1,7 @@
 """Axes of values as lists of factors: only factors that carry units are expanded into labels.
 
-An axis of size 1 has no factors. A batch·heads axis is ``(plain 16, heads)``; flattened channels are
-``(channels, plain 7, plain 7)``: the labels of 512 channels stay 512, not 25,088.
+An axis of size 1 has no factors. A batch·heads axis is ``(plain 16, heads)``; flattened channels
+are ``(channels, plain 7, plain 7)``: the labels of 512 channels stay 512, not 25,088.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -190,7 +191,7 @@ def _refine(
         return [tuple(source)]
     cuts = _boundaries([f.size for f in source]) | _boundaries(goal)
     chain = sorted(cuts)
-    if any(large % small for small, large in zip(chain, chain[1:], strict=False)):
+    if any(large % small for small, large in pairwise(chain)):
         # 6 = 2·3 read as 3·2: no factor of one is a run of factors of the other.
         for factor in source:
             fix(labels, (factor,), reason)
@@ -200,7 +201,7 @@ def _refine(
     right = 1
     for factor in reversed(source):
         inside = [c // right for c in chain if right <= c <= right * factor.size]
-        shape = [b // a for a, b in zip(inside, inside[1:], strict=False)][::-1]
+        shape = [b // a for a, b in pairwise(inside)][::-1]
         fine[:0] = _split(labels, factor, shape, block, choices)
         right *= factor.size
     pieces: list[Axis] = []

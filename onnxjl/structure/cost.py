@@ -1,4 +1,4 @@
-"""Costs as sums of products of axis sizes, so that they follow from how many units each group keeps."""
+"""Costs as sums of products of axis sizes: functions of the units that each group keeps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class Cost:
             weights=self._multiplicity * kept[self._group],
             minlength=self._base.size,
         )
-        return self._base + varying.reshape(self._base.shape)
+        sizes: NDArray[np.float64] = self._base + varying.reshape(self._base.shape)
+        return sizes
 
     def each(self, kept: Counts) -> NDArray[np.float64]:
         """Return the cost of each term."""
@@ -83,4 +84,7 @@ class Cost:
         added = self.coefficients[self._pair_term] * (
             (sizes + bump).prod(axis=1) - sizes.prod(axis=1)
         )
-        return np.bincount(self._pair_group, weights=added, minlength=self._groups)
+        total: NDArray[np.float64] = np.bincount(
+            self._pair_group, weights=added, minlength=self._groups
+        ).astype(np.float64)
+        return total

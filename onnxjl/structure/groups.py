@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -67,7 +66,7 @@ class Group:
 
     Parameters
     ----------
-    name : the first layer that makes the units; ``#2`` and so on if that layer makes several groups.
+    name : the first layer that makes the units, with ``#2`` and so on if it makes several groups.
     kind : ``"channel"``, ``"head"`` or ``"head-dim"``.
     size : number of units.
     members : the weight axes to cut.
@@ -98,7 +97,9 @@ class Group:
 
     def __repr__(self) -> str:
         exact = "" if self.exact else ", inexact"
-        return f"Group({self.name!r}, {self.size} units, {self.kind}{exact}, {len(self.members)} members)"
+        return (
+            f"Group({self.name!r}, {self.size} × {self.kind}{exact}, {len(self.members)} members)"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ class Groups(Sequence[Group]):
             for group in self._groups:
                 if index == group.name:
                     return group
-            raise UsageError(f"no group is called '{index}'; there are {', '.join(g.name for g in self._groups)}")
+            raise UsageError(
+                f"no group is called '{index}'; there are {', '.join(g.name for g in self._groups)}"
+            )
         return self._groups[index]
 
     def __len__(self) -> int:
@@ -166,7 +169,8 @@ class Structure:
     groups : every group, exact or not.
     whole : layers that no group prunes.
     macs, params, bytes : costs as functions of the units that each group keeps.
-    terms : layer name of each term of `macs`.
+    terms : node name of each term of `macs`.
+    run : the interpretation that it rests on.
     unruled : nodes that no rule treats -> why.
     """
 
@@ -179,7 +183,7 @@ class Structure:
     bytes: Cost
     terms: tuple[str, ...]
     unruled: Mapping[str, str]
-    _run: Interpreter = field(repr=False)
+    run: Interpreter = field(repr=False)
     _roots: Indices = field(repr=False)
     _unit_of: Indices = field(repr=False)
     _starts: Indices = field(repr=False)
@@ -201,10 +205,10 @@ class Structure:
         """
         kept_unit = np.concatenate([*keep, np.ones(1, dtype=bool)])
         alive = kept_unit[self._unit_of][self._roots]  # unit -1, "not in a group", is the last
-        editor = Editor(self._run, alive)
+        editor = Editor(self.run, alive)
         kept: dict[str, dict[int, NDArray[np.int64]]] = {}
         for name in self.graph.model.graph.initializers:
-            for i, axis in enumerate(self._run.axes.get(name, ())):
+            for i, axis in enumerate(self.run.axes.get(name, ())):
                 mask = editor.mask_of(axis)
                 if mask is not None:
                     kept.setdefault(name, {})[i] = np.flatnonzero(mask)
@@ -251,16 +255,18 @@ def offer(
     names = layer_names(structure.graph)
     for pattern in ignore:
         if not any(
-            fnmatch.fnmatchcase(n, pattern) for node in names for n in (names[node], node_name(node))
+            fnmatch.fnmatchcase(n, pattern)
+            for node in names
+            for n in (names[node], node_name(node))
         ):
             raise UsageError(f"no layer or node matches '{pattern}'; `onnxjl info` lists them")
     offered: list[int] = []
     refused: dict[str, Whole] = {}
     pruned: set[str] = set()
     for i, group in enumerate(structure.groups):
-        pattern = next((p for p in ignore if group.matches(p)), None)
-        if pattern is not None:
-            reason = f"ignored by '{pattern}'"
+        matching = [p for p in ignore if group.matches(p)]
+        if matching:
+            reason = f"ignored by '{matching[0]}'"
         elif not group.exact and not allow_inexact:
             reason = f"{group.reason}; allow_inexact offers it"
         else:
@@ -312,6 +318,7 @@ class _Builder:
         self.roots, self.fixed, self.inexact, self.kind = run.labels.summary()
         # Fixed units stay in every sense; label arrays that are shared need no second look.
         self.vectors = self._label_arrays()
+        self._sizes: dict[int, Size] = {}
         self.unit_of, self.group_of, self.starts = self._number_units()
 
     def _label_arrays(self) -> list[NDArray[np.int64]]:
@@ -404,18 +411,26 @@ class _Builder:
             if factor.labels is None:
                 sizes.append(Size(factor.size, _NONE, _NONE))
                 continue
-            units = self.unit_of[self.roots[factor.labels]]
-            units = units[units >= 0]
-            owners, counts = np.unique(self.group_of[units], return_counts=True)
-            multiplicities = counts // np.array([self._size(int(g)) for g in owners], dtype=np.int64)
-            sizes.append(Size(factor.size - len(units), owners, multiplicities))
+            sizes.append(self._affine_factor(factor.labels))
         return sizes
+
+    def _affine_factor(self, vector: NDArray[np.int64]) -> Size:
+        found = self._sizes.get(id(vector))
+        if found is None:
+            units = self.unit_of[self.roots[vector]]
+            units = units[units >= 0]
+            counts = np.bincount(self.group_of[units], minlength=len(self.starts))
+            owners = np.flatnonzero(counts)
+            widths = np.diff(self.starts, append=len(self.group_of))
+            found = Size(len(vector) - len(units), owners, counts[owners] // widths[owners])
+            self._sizes[id(vector)] = found
+        return found
 
     def build(self) -> Structure:
         number = len(self.starts)
         members: list[list[Member]] = [[] for _ in range(number)]
         activations: list[list[Activation]] = [[] for _ in range(number)]
-        layers: list[list[str]] = [[] for _ in range(number)]
+        made_by: list[list[str]] = [[] for _ in range(number)]
         nodes: list[list[str]] = [[] for _ in range(number)]
         run = self.run
         for name in run.graph.model.graph.initializers:
@@ -432,10 +447,10 @@ class _Builder:
                     for g, indices in self._places(vector):
                         activations[g].append(Activation(value.name or "", i, indices))
         whole: list[Whole] = []
-        for node in self._layers():
+        for node in layers(self.run.graph):
             made = self._made_by(node)
             for g in made:
-                layers[g].append(self.names[node])
+                made_by[g].append(self.names[node])
                 nodes[g].append(node_name(node))
             if not made:
                 whole.append(Whole(self.names[node], node_name(node), self._why_whole(node)))
@@ -449,7 +464,7 @@ class _Builder:
         for g in range(number):
             root = int(np.flatnonzero(self.unit_of == self.starts[g])[0])
             reason = int(self.inexact[root])
-            name = layers[g][0] if layers[g] else members[g][0].tensor
+            name = made_by[g][0] if made_by[g] else members[g][0].tensor
             taken[name] = taken.get(name, 0) + 1
             result.append(
                 Group(
@@ -460,7 +475,7 @@ class _Builder:
                     activations=tuple(activations[g]),
                     exact=reason == 0,
                     reason=run.labels.reason_text(reason) or None,
-                    layers=tuple(layers[g]),
+                    layers=tuple(made_by[g]),
                     nodes=tuple(nodes[g]),
                     macs=float(macs_each[g]),
                     params=float(params_each[g]),
@@ -476,33 +491,15 @@ class _Builder:
             bytes=size_in_bytes,
             terms=terms,
             unruled=dict(run.unruled),
-            _run=run,
+            run=run,
             _roots=self.roots,
             _unit_of=self.unit_of,
             _starts=self.starts,
         )
 
-    def _layers(self) -> Iterator[ir.Node]:
-        """Yield the nodes whose outputs units are made by: those with a weight of two axes or more."""
-        for node in self.run.graph.model.graph:
-            value = weight(node)
-            if value is None or value.const_value is None:
-                continue
-            if len(value.const_value.shape) >= 2 and node.op_type in LAYERS:
-                yield node
-
-    def _output_axis(self, node: ir.Node) -> Axis:
-        """Return the output axis that carries a layer's units."""
-        for value in node.outputs:
-            axes = self.run.axes.get(value.name or "", ())
-            if value.name and axes:
-                marked = [a for a in axes if ax.has_labels(a)]
-                return marked[-1] if marked else max(axes, key=ax.size)
-        return ()
-
     def _made_by(self, node: ir.Node) -> list[int]:
         made: set[int] = set()
-        for factor in self._output_axis(node):
+        for factor in output_axis(self.run, node):
             if factor.labels is not None:
                 units = self.unit_of[self.roots[factor.labels]]
                 made.update(np.unique(self.group_of[units[units >= 0]]).tolist())
@@ -510,7 +507,7 @@ class _Builder:
 
     def _why_whole(self, node: ir.Node) -> str:
         reasons = self.run.labels
-        axis = self._output_axis(node)
+        axis = output_axis(self.run, node)
         for factor in axis:
             if factor.labels is None:
                 if factor.reason:
@@ -536,7 +533,7 @@ class _Builder:
         for product in self.run.products:
             sizes = [one for axis in product.axes for one in self._affine(axis)]
             macs.append((product.coefficient / samples, sizes))
-            terms.append(self.names[product.node])
+            terms.append(node_name(product.node))
         params, size_in_bytes = [], []
         for name, value in self.run.graph.model.graph.initializers.items():
             tensor = value.const_value
@@ -571,10 +568,31 @@ class _Builder:
 
 
 _NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "RNN", "GRU", "LSTM", "Gather"})
+LAYERS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "RNN", "GRU", "LSTM", "Gather"}
+)
 
 
-@functools.lru_cache(maxsize=8)
+def layers(graph: Graph) -> Iterator[ir.Node]:
+    """Yield the nodes that make units: those with a weight of two axes or more."""
+    for node in graph.model.graph:
+        if node.op_type not in LAYERS:
+            continue
+        value = weight(node)
+        if value is not None and value.const_value is not None and len(value.const_value.shape) > 1:
+            yield node
+
+
+def output_axis(run: Interpreter, node: ir.Node) -> Axis:
+    """Return the output axis that carries a layer's units."""
+    for value in node.outputs:
+        axes = run.axes.get(value.name or "", ())
+        if value.name and axes:
+            marked = [a for a in axes if ax.has_labels(a)]
+            return marked[-1] if marked else max(axes, key=ax.size)
+    return ()
+
+
 def _kind(flags: int) -> Granularity:
     if flags & Kind.HEAD:
         return "head"

@@ -100,7 +100,9 @@ class Interpreter:
         """Unite two axes of equal size."""
         if ax.size(a) != ax.size(b):
             raise Unruled("its inputs' shapes disagree")
-        return ax.unite(self.labels, a, b, self.why(f"meets an axis that can't shrink at {name(node)}"))
+        return ax.unite(
+            self.labels, a, b, self.why(f"meets an axis that can't shrink at {name(node)}")
+        )
 
     def unite_all(self, axes: Sequence[Axis], node: ir.Node) -> Axis:
         """Unite axes that broadcast together: those of size 1 don't count, unless all are."""
@@ -365,5 +367,3 @@ def _captured(attribute: ir.Attr) -> list[ir.Value]:
             found.extend(v for v in node.inputs if v is not None and v.graph is not graph)
         found.extend(graph.outputs)
     return found
-
-

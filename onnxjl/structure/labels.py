@@ -1,4 +1,4 @@
-"""Labels: integers that say "this slice exists as long as that unit exists", united with a vectorized union-find."""
+"""Labels, which say "this slice exists as long as that unit exists", and their union-find."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Kind(IntFlag):
 
 
 class Labels:
-    """Disjoint sets over labels 0, 1, 2, …, each set with what was learned of its members.
+    """Disjoint sets of labels, each with what was learned of its members.
 
-    A set is fixed, inexact or of a kind as soon as one of its labels is. Reasons are kept for the
+    A set is fixed, inexact or of a kind as soon as one of its labels is. Reasons are for the
     report: the earliest one given to a set is the one told.
 
-    Source: Tarjan 1975, with pointer jumping in place of the scalar walk (Shiloach and Vishkin 1982).
+    Source: Tarjan 1975, with pointer jumping in place of the scalar walk (Shiloach and Vishkin
+    1982).
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class Labels:
     def summary(
         self,
     ) -> tuple[LabelArray, NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
-        """Return, for every label: its root, and at each root the fixed reason, inexact reason, kind."""
+        """Return each label's root, and at roots: why fixed, why inexact (0: they aren't), kind."""
         every = np.arange(self.count, dtype=np.int64)
         roots = self.find(every)
         fixed = self._earliest(self._fixed, roots)

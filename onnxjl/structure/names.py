@@ -15,7 +15,7 @@ def node_name(node: ir.Node) -> str:
 
 
 def weight(node: ir.Node) -> ir.Value | None:
-    """Return the initializer that is a layer's main weight: its largest float one with two axes or more.
+    """Return a layer's main weight: its largest initializer with two axes or more.
 
     Normalizations, whose parameters have one axis, count with their first parameter.
     """

@@ -1,4 +1,4 @@
-"""Concrete shapes of every value, and the values of shape arithmetic, for one choice of input shapes."""
+"""Concrete shapes of every value, and shape arithmetic, for one choice of input shapes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Shapes:
         graph = onnx.GraphProto(name="shapes")
         graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
         for value in model.graph.inputs:
-            if value.name in inputs and value.dtype is not None:
+            if value.name is not None and value.name in inputs and value.dtype is not None:
                 graph.input.append(
                     onnx.helper.make_tensor_value_info(
                         value.name, int(value.dtype), inputs[value.name]
@@ -194,7 +194,9 @@ def evaluate(
             evaluator = ReferenceEvaluator(ir.serde.serialize_node(node), opsets=dict(versions))
             result = evaluator.run(None, feeds)
     except Exception:
-        return None  # whatever the reference can't compute isn't known, which costs prunability only
+        return (
+            None  # whatever the reference can't compute isn't known, which costs prunability only
+        )
     return [np.asarray(array) for array in result]
 
 

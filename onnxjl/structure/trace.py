@@ -81,7 +81,7 @@ def element(value: ir.Value, index: int, shapes: Shapes, output: ir.Value) -> in
 
 
 def adjustable(value: ir.Value, index: int, shapes: Shapes, graph: Graph) -> bool:
-    """Return whether a shape element follows from shapes by itself or from one constant of its own."""
+    """Return whether a shape element follows by itself, or from one constant of its own."""
     if value.name not in shapes.known:
         return False
     if value.is_initializer():

@@ -1,8 +1,8 @@
-"""Rules: how each operator acts on labels, and what its shape inputs and attributes become afterwards.
+"""Rules: how each operator acts on labels, and what becomes of its shape inputs and attributes.
 
 One file holds a family of operators. ``@rule("Conv")`` gives the labels of the outputs and unites
-those of the inputs; ``@edit("Conv")`` rewrites what the surviving labels change. An operator without
-a rule is fixed: it costs prunability, never correctness.
+those of the inputs; ``@edit("Conv")`` rewrites what the surviving labels change. An operator
+without a rule is fixed: it costs prunability, never correctness.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention as one operator: heads and head features are axes of their own in its four-axis form."""
+"""Attention as one operator: in its four-axis form heads and features are axes of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     further = [i for i in node.inputs[4:] if i is not None]
     if len(q) != 4 or further or any(o.name for o in node.outputs[1:]):
         raise Unruled("only query, key, value and mask with four axes, and one output, are ruled")
-    if ax.size(q[1]) != ax.size(k[1]) or node.attributes.get_float("softcap", 0.0):
+    if ax.size(q[1]) != ax.size(k[1]) or _softcap(node):
         raise Unruled("heads that share keys, or a soft cap")
     assert query is not None
     assert value is not None
@@ -45,6 +45,11 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     run.set(node.outputs[0], (q[0], heads, q[2], v[3]))
     run.product(node, 1, (q[0], heads, q[2], k[2], features), [(query, 3)])
     run.product(node, 1, (q[0], heads, q[2], k[2], v[3]), [(value, 3)])
+
+
+def _softcap(node: ir.Node) -> float:
+    attribute = node.attributes.get("softcap")
+    return 0.0 if attribute is None else attribute.as_float()
 
 
 @edit("Attention")

@@ -1,4 +1,4 @@
-"""Contractions: a weight's axis meets the activation's axis that it multiplies, and does not reach the output."""
+"""Contractions: a weight's axis meets the activation's axis that it multiplies."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def conv(run: Interpreter, node: ir.Node) -> None:
 
 @rule("ConvTranspose")
 def conv_transpose(run: Interpreter, node: ir.Node) -> None:
-    """Unite input channels with the weight's axis 0; output channels are its axis 1, in each group."""
+    """Unite input channels with the weight's axis 0; axis 1 has the output channels of a group."""
     x, w = run.of(node.inputs[0]), run.of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
     _fix_spatial(run, node, x, w)
@@ -98,11 +98,11 @@ def _grouped(
     inputs: Axis,
     transposed: Axis | None = None,
 ) -> Axis:
-    """Couple a grouped convolution's channels; return the output's axis.
+    """Couple the channels of a grouped convolution; return the output's axis.
 
-    Either whole groups are units (depthwise: one channel each), or the same position in every group.
-    For ``ConvTranspose`` the weight's axis 0 is `transposed` (the input channels) and axis 1 holds
-    the output channels of one group.
+    Either whole groups are units (depthwise: one channel each), or the same position in every
+    group. For ``ConvTranspose`` the weight's axis 0 is `transposed`, the input channels, and its
+    axis 1 holds the output channels of one group.
     """
     labels = run.labels
     if transposed is not None:
@@ -119,11 +119,13 @@ def _grouped(
         return outputs
     in_width, out_width = len(vector) // groups, len(outs) // groups
     whole = in_width == 1 or out_width == 1
-    x_keeper, x_labels = (0, vector) if in_width == 1 else (
-        split_labels(labels, vector, (groups, in_width), 0 if whole else 1)
+    x_keeper, x_labels = (
+        (0, vector)
+        if in_width == 1
+        else (split_labels(labels, vector, (groups, in_width), 0 if whole else 1))
     )
-    y_keeper, y_labels = (0, outs) if out_width == 1 else (
-        split_labels(labels, outs, (groups, out_width), x_keeper)
+    y_keeper, y_labels = (
+        (0, outs) if out_width == 1 else (split_labels(labels, outs, (groups, out_width), x_keeper))
     )
     if x_keeper != y_keeper:
         why = f"groups of {node.op_type} '{node.name}' are cut in two ways"
@@ -243,7 +245,14 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
         raise Unruled("an equation without '->'")
     letters: dict[str, Axis] = {}
     read: list[list[str]] = []
-    widest = max((len(run.of(v)) - len(t.replace("...", "")) for t, v in zip(terms, inputs, strict=True) if "..." in t), default=0)
+    widest = max(
+        (
+            len(run.of(v)) - len(t.replace("...", ""))
+            for t, v in zip(terms, inputs, strict=True)
+            if "..." in t
+        ),
+        default=0,
+    )
     for term, value in zip(terms, inputs, strict=True):
         axes = run.of(value)
         names = _letters(term, len(axes), widest)

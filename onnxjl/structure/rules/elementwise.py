@@ -69,10 +69,10 @@ def quantization(run: Interpreter, node: ir.Node) -> None:
     axes = list(run.of(node.inputs[0]))
     position = node.attributes.get_int("axis", 1)
     for parameter in node.inputs[1:]:
-        if parameter is None or not any(run.of(parameter)):
+        if parameter is None or not any(map(len, run.of(parameter))):
             continue
         given = run.of(parameter)
-        if len(given) != 1 or node.attributes.get_int("block_size", 0):
+        if len(given) != 1 or "block_size" in node.attributes:
             raise Unruled("blocked quantization")
         at = position % len(axes)
         axes[at] = run.unite(axes[at], given[0], node)

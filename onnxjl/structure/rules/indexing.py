@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from onnxjl.structure.interpreter import Interpreter
 
 
-def _bounds(
-    run: Interpreter, node: ir.Node, rank: int
-) -> list[tuple[int, int, int, int]] | None:
-    """Return (position in the bounds, axis, start, end) of a slice with step 1, or None if unknown."""
+def _bounds(run: Interpreter, node: ir.Node, rank: int) -> list[tuple[int, int, int, int]] | None:
+    """Return (position in the bounds, axis, start, end) of each cut, or None if unknown."""
     starts, ends = run.known(node.inputs[1]), run.known(node.inputs[2])
     axes = run.known(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else None
     if starts is None or ends is None or (len(node.inputs) > 3 and node.inputs[3] and axes is None):
@@ -83,7 +81,9 @@ def _open(end: int) -> int | None:
 
 def _lasting(given: int, resolved: int, run: Interpreter, node: ir.Node, i: int, k: int) -> bool:
     """Return whether a bound stays right or can be rewritten."""
-    return given == 0 or abs(given) >= np.iinfo(np.int32).max - 1 or run.adjustable(node.inputs[i], k)
+    return (
+        given == 0 or abs(given) >= np.iinfo(np.int32).max - 1 or run.adjustable(node.inputs[i], k)
+    )
 
 
 @edit("Slice")
@@ -113,7 +113,7 @@ def slice_bounds(editor: Editor, node: ir.Node) -> None:
 
 @rule("Gather")
 def gather(run: Interpreter, node: ir.Node) -> None:
-    """Index label vectors with constant indices; with computed ones the axis is fixed (embeddings)."""
+    """Index label vectors by constants; computed indices fix the axis (embeddings)."""
     axes = run.of(node.inputs[0])
     along = node.attributes.get_int("axis", 0) % len(axes)
     taken = node.inputs[1]
@@ -168,7 +168,9 @@ def pad(run: Interpreter, node: ir.Node) -> None:
     else:
         chosen = list(range(len(axes)))
     for i, axis in enumerate(axes):
-        if ax.size(axis) == sizes[i] and (pads is None or i not in chosen or not _any(pads, chosen, i)):
+        if ax.size(axis) == sizes[i] and (
+            pads is None or i not in chosen or not _any(pads, chosen, i)
+        ):
             continue
         vector = run.vector(axis)
         axes[i] = ax.plain(sizes[i])
@@ -179,9 +181,13 @@ def pad(run: Interpreter, node: ir.Node) -> None:
             continue
         k = chosen.index(i)
         before, after = int(pads[k]), int(pads[k + len(chosen)])
-        if before < 0 or after < 0 or not all(
-            n == 0 or run.adjustable(node.inputs[1], j)
-            for n, j in ((before, k), (after, k + len(chosen)))
+        if (
+            before < 0
+            or after < 0
+            or not all(
+                n == 0 or run.adjustable(node.inputs[1], j)
+                for n, j in ((before, k), (after, k + len(chosen)))
+            )
         ):
             run.fix(axis, f"the widths of Pad '{node.name}' can't be rewritten")
             continue

@@ -19,7 +19,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 @rule("RNN", "GRU", "LSTM")
 def recurrent(run: Interpreter, node: ir.Node) -> None:
-    """Unite a hidden unit's rows in every gate of W, R, B and P, R's columns, states and outputs."""
+    """Unite a hidden unit's rows in every gate, the columns of R, states and outputs."""
     x, w, r = (run.of(v) for v in node.inputs[:3])
     value = node.inputs[0]
     assert value is not None

@@ -217,7 +217,9 @@ def split(run: Interpreter, node: ir.Node) -> None:
         if vector is not None:
             piece = ax.labelled(vector[at : at + size])
             if size == 1:
-                run.labels.fix(vector[at : at + 1], run.why(f"all of a piece of Split '{node.name}'"))
+                run.labels.fix(
+                    vector[at : at + 1], run.why(f"all of a piece of Split '{node.name}'")
+                )
             if spec is None or not run.adjustable(spec, i):
                 run.fix(axes[along], f"Split '{node.name}' has sizes that can't be rewritten")
         at += size

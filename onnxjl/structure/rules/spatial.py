@@ -43,8 +43,7 @@ def resize(run: Interpreter, node: ir.Node) -> None:
     for value in node.inputs[1:3]:
         run.fix_value(value, f"scales of {node.op_type} '{node.name}'")
     wanted = node.inputs[3] if len(node.inputs) > 3 else None
-    chosen = list(node.attributes.get_ints("axes", None) or range(len(axes)))
-    chosen = [i % len(axes) for i in chosen]
+    chosen = _axes(node, len(axes))
     for i, axis in enumerate(axes):
         if not ax.has_labels(axis):
             axes[i] = ax.plain(sizes[i])
@@ -56,6 +55,11 @@ def resize(run: Interpreter, node: ir.Node) -> None:
     run.set(node.outputs[0], axes)
 
 
+def _axes(node: ir.Node, rank: int) -> list[int]:
+    """Return the axes that sizes are given for."""
+    return [i % rank for i in node.attributes.get_ints("axes", ())] or list(range(rank))
+
+
 @edit("Resize")
 def resize_sizes(editor: Editor, node: ir.Node) -> None:
     """Write the sizes that are left, where sizes are given."""
@@ -64,9 +68,7 @@ def resize_sizes(editor: Editor, node: ir.Node) -> None:
         return
     after = editor.new_shape(node.outputs[0])
     spec = editor.array(wanted).copy()
-    chosen = [
-        i % len(after) for i in node.attributes.get_ints("axes", None) or range(len(after))
-    ]
+    chosen = [i % len(after) for i in _axes(node, len(after))]
     for i in editor.changed_axes(node.outputs[0]):
         if i in chosen:
             spec[chosen.index(i)] = after[i]
