@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxjl.errors import ExternalDataError
 from onnxjl.graph import Graph
 
 INLINE_LIMIT = 1_800_000_000
@@ -16,6 +18,10 @@ INLINE_LIMIT = 1_800_000_000
 
 SMALL = 1024
 """Tensors of up to this many bytes stay in the protobuf message: shapes must be readable there."""
+
+
+MARK = "onnxjl.external_data"
+"""Metadata key under which a model that we wrote names the data file that we wrote with it."""
 
 
 class Sink(Protocol):
@@ -92,7 +98,7 @@ def skeleton(
             model_version=model.model_version,
             doc_string=model.doc_string,
             functions=tuple(model.functions.values()),
-            metadata_props=dict(model.metadata_props),
+            metadata_props={k: v for k, v in model.metadata_props.items() if k != MARK},
         )
     )
     _take_in(proto, model)
@@ -133,8 +139,16 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
     ----------
     tensor : any tensor but one of strings.
     file : where to.
+
+    Raises
+    ------
+    ExternalDataError : the file that holds the tensor went away.
     """
     if isinstance(tensor, ir.ExternalTensor) and tensor.length in (None, tensor.nbytes):
+        if not os.path.isfile(tensor.path):
+            raise ExternalDataError(
+                f"external data of '{tensor.name}' are no longer there: {tensor.path}"
+            )
         # Copied from file to file in pieces, so that its pages never count as ours.
         tensor.tofile(_Chunks(file))
     elif tensor.dtype.bitwidth % 8 == 0 and np.little_endian:

@@ -1,0 +1,401 @@
+"""Save: a file is complete and checked before it takes its name, and nothing is lost before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxjl.check import SKIPPED, Checker, Outcome
+from onnxjl.errors import OutputError, UsageError
+from onnxjl.graph import Graph
+from onnxjl.serialize import (
+    INLINE_LIMIT,
+    MARK,
+    skeleton,
+    weight_bytes,
+    weights,
+    write,
+    write_tensor,
+)
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows has no such locks: nothing is cleaned up there.
+    flock = None  # type: ignore[assignment]
+
+_SUFFIX = ".onnxjl-tmp"
+_ALIGNMENT = 64  # Bytes; memory-mapped weights then suit any vector instruction.
+_FORCE = "--force (force=True) replaces it"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written.
+
+    Parameters
+    ----------
+    path : the model.
+    data : its external data, if any.
+    size : bytes of both.
+    check : what the check found.
+    """
+
+    path: Path
+    data: Path | None
+    size: int
+    check: Outcome
+
+
+def save(
+    graph: Any,
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    check: bool = True,
+    external: bool | None = None,
+) -> Saved:
+    """Write a graph to an ONNX file, check it, and only then give it its name.
+
+    Weights of more than 1.8 GB go to a file ``STEM.HASH.data`` beside the model, and so do those
+    that were in such a file before. Equal graphs give equal bytes.
+
+    Parameters
+    ----------
+    graph : what to write: a Graph, or anything else that `onnxjl.load` takes.
+    path : where to. Its folder must exist.
+    force : whether an existing file may be replaced. The file that the graph was loaded from
+        never is.
+    check : whether to compare the new file with its source in onnxruntime (see `onnxjl.check`).
+    external : whether weights go to a file of their own; None decides as said above.
+
+    Returns
+    -------
+    Saved
+        Where it is, its size, and the outcome of the check.
+
+    Raises
+    ------
+    OutputError : the file can't be written, or exists; every existing file is as it was.
+    CheckError : the new file failed its check; nothing was written.
+    """
+    if not isinstance(graph, Graph):
+        from onnxjl.load import load
+
+        graph = load(graph)
+    target = check_output(path, force=force, inputs=input_files(graph))
+    size = weight_bytes(graph)
+    if external is None:
+        external = size > INLINE_LIMIT or _was_external(graph)
+    elif not external and size > INLINE_LIMIT:
+        raise UsageError(
+            f"{size / 1e9:.1f} GB of weights don't fit into one file; use external=True"
+        )
+    if external and Path(path).is_symlink():
+        raise OutputError(f"{path}: is a link; external data must lie beside the file it leads to")
+    _clean(target.parent)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_as_output_error(path))
+        checker = stack.enter_context(Checker()) if check else None
+        if external:
+            return _save_in_two(graph, target, checker)
+        old = _marked_data(target)
+        with _Temporary(target) as temporary:
+            write(graph, temporary.file)
+            outcome = _finish(temporary, graph, checker)
+            temporary.rename(target)
+        _remove_unnamed(old)
+        return Saved(target, None, target.stat().st_size, outcome)
+
+
+def save_text(text: str, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Write a text file, such as a plan, as carefully as `save` writes a model.
+
+    Parameters
+    ----------
+    text : the content.
+    path : where to.
+    force : whether an existing file may be replaced.
+
+    Returns
+    -------
+    The file.
+
+    Raises
+    ------
+    OutputError : the file can't be written, or exists.
+    """
+    target = check_output(path, force=force)
+    with _as_output_error(path), _Temporary(target) as temporary:
+        temporary.file.write(text.encode())
+        temporary.flush()
+        temporary.rename(target)
+    return target
+
+
+def check_output(
+    path: str | os.PathLike[str], *, force: bool = False, inputs: Iterable[Path] = ()
+) -> Path:
+    """Find out before long work begins whether a file can be written.
+
+    Parameters
+    ----------
+    path : the file to be.
+    force : whether an existing file may be replaced.
+    inputs : files that must not be replaced whatever `force` says.
+
+    Returns
+    -------
+    The file that a link in `path` leads to, else `path`, with its folder resolved.
+
+    Raises
+    ------
+    OutputError : the file can't be written, and why.
+    """
+    try:
+        if not os.fspath(path) or Path(path).is_dir():
+            raise OutputError(f"{os.fspath(path) or 'the output'}: is a folder; name a file in it")
+        target = Path(path).resolve()
+        folder = target.parent
+        if not folder.is_dir():
+            raise OutputError(f"{path}: the folder {folder} doesn't exist")
+        if target.exists():
+            if any(file.exists() and target.samefile(file) for file in inputs):
+                raise OutputError(f"{path}: is the input; write to another file")
+            if not target.is_file():
+                raise OutputError(f"{path}: exists and isn't a plain file")
+            if not force:
+                raise OutputError(f"{path}: exists; {_FORCE}")
+            if not os.access(target, os.W_OK):
+                raise OutputError(f"{path}: is write-protected")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: the folder {folder} isn't writable")
+    except OutputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path!s}: can't be written: {reason}") from error
+    return target
+
+
+def input_files(graph: Graph) -> set[Path]:
+    """The files that a graph and its source were loaded from, external data included."""
+    files: set[Path] = set()
+    for each in (graph, graph.source):
+        if each is not None:
+            if each.path is not None:
+                files.add(Path(each.path))
+            tensors = (tensor for _, tensor in weights(each))
+            files |= {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return files
+
+
+def _was_external(graph: Graph) -> bool:
+    """Whether weights of the graph, or of what it was made from, are outside its file."""
+    sources = [each for each in (graph, graph.source) if each is not None]
+    return any(
+        isinstance(tensor, ir.ExternalTensor) for each in sources for _, tensor in weights(each)
+    )
+
+
+def _save_in_two(graph: Graph, target: Path, checker: Checker | None) -> Saved:
+    """Write the weights, then the model that names them."""
+    old = _marked_data(target)
+    offsets: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        with _Temporary(target) as temporary:
+            sink = _Hashing(temporary.file)
+            for name, tensor in weights(graph):
+                sink.write(bytes(-sink.count % _ALIGNMENT))
+                offsets[name] = sink.count
+                write_tensor(tensor, sink)
+            temporary.flush()
+            data = target.with_name(f"{target.stem}.{sink.digest}.data")
+            # Its name tells its content: a file that is there already is the same, or not ours.
+            if not data.exists():
+                stack.enter_context(_removed_on_error(data, target))
+                temporary.rename(data)
+            elif not data.is_file() or _digest(data) != sink.digest:
+                raise OutputError(f"{data}: exists and isn't ours; move it away")
+        proto = skeleton(graph, lambda name, tensor: (data.name, offsets[name]))
+        proto.metadata_props.add(key=MARK, value=data.name)
+        with _Temporary(target) as temporary:
+            temporary.file.write(proto.SerializeToString(deterministic=True))
+            outcome = _finish(temporary, graph, checker)
+            temporary.rename(target)
+    if old != data:
+        _remove_unnamed(old)
+    return Saved(target, data, target.stat().st_size + data.stat().st_size, outcome)
+
+
+def _finish(temporary: _Temporary, graph: Graph, checker: Checker | None) -> Outcome:
+    """Make sure that the file is complete, and what it should be."""
+    temporary.flush()
+    return SKIPPED if checker is None else checker.check(graph, temporary.path)
+
+
+class _Temporary:
+    """A file beside its target, with a name and a lock of its own; gone at the end unless renamed.
+
+    A file of this kind that nobody locks is left from a process that was killed.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> _Temporary:
+        while True:
+            name = f".{self._target.stem[:100]}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
+            self.path = self._target.with_name(name)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self.path, flags, 0o666)
+            self.file: IO[bytes] = os.fdopen(descriptor, "wb")
+            # Another process may have taken the file for a stale one before it was locked.
+            if _lock(descriptor) and os.fstat(descriptor).st_nlink:
+                break
+            self.file.close()
+        if self._target.is_file():
+            self.path.chmod(stat.S_IMODE(self._target.stat().st_mode))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.path.unlink(missing_ok=True)
+        # What couldn't be written before can't be written now either, and the file is gone.
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def rename(self, target: Path) -> None:
+        """Give the file its name, replacing the file that has it."""
+        os.replace(self.path, target)
+
+
+class _Hashing:
+    """Passes bytes on, and counts and hashes them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.count += len(data)
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 so far."""
+        return self._hash.hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file for this process. False: another one has the lock."""
+    if flock is None:
+        return True
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # A file system without locks.
+    return True
+
+
+def _clean(folder: Path) -> None:
+    """Remove temporary files that processes left which are no more."""
+    if flock is None:
+        return
+    for path in folder.glob(f".*{_SUFFIX}"):
+        # Somebody else's, or gone meanwhile: then it isn't ours to remove.
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            flock(file.fileno(), LOCK_EX | LOCK_NB)
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _as_output_error(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path!s}: can't be written: {error.strerror or error}; "
+            "every existing file is as it was"
+        ) from error
+
+
+@contextlib.contextmanager
+def _removed_on_error(data: Path, target: Path) -> Iterator[None]:
+    """Remove the new data file if the model that names it didn't get its name."""
+    try:
+        yield
+    except BaseException:
+        if _marked_data(target) != data:
+            data.unlink(missing_ok=True)
+        raise
+
+
+def _marked_data(target: Path) -> Path | None:
+    """The data file that we wrote together with an existing model, if it is there."""
+    # Such a model is small, since its weights are elsewhere.
+    if not target.is_file() or target.stat().st_size > 1 << 28:
+        return None
+    content = target.read_bytes()
+    if MARK.encode() not in content:
+        return None
+    try:
+        properties = onnx.load_model_from_string(content).metadata_props
+    except Exception:
+        # Whatever is about to be replaced need not be a model.
+        return None
+    name = next((entry.value for entry in properties if entry.key == MARK), "")
+    data = target.with_name(name) if re.fullmatch(r"[^/\\]+\.[0-9a-f]{16}\.data", name) else None
+    return data if data is not None and data.is_file() and not data.is_symlink() else None
+
+
+def _remove_unnamed(data: Path | None) -> None:
+    """Remove a data file that we wrote, if no model in its folder names it any more."""
+    if data is None:
+        return
+    # A model that can't be read may name it.
+    with contextlib.suppress(OSError):
+        for model in data.parent.glob("*.onnx"):
+            if model.is_file() and _holds(model, data.name.encode()):
+                return
+        data.unlink()
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < len(text):
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(text) >= 0
