@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import PlanError
 from onnxjl.graph import Graph
@@ -182,7 +183,6 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     """
     from onnxjl.load import load
     from onnxjl.normalize import normalize
-    from onnxjl.normalize.shapes import infer_shapes
 
     graph = load(graph)
     if not graph.normalized:
@@ -220,7 +220,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
             raise PlanError(f"node '{name}' has no input to stand in for it")
         node.outputs[0].replace_all_uses_with(passed)
         model.graph.remove(node, safe=True)
-    infer_shapes(model)
+    _infer_shapes(model)
     before = graph.plan
     return replace(
         graph,
@@ -228,6 +228,15 @@ def apply(graph: Graph, plan: Plan) -> Graph:
         plan=plan if before is None else before.then(plan),
         source=graph if before is None else graph.source,
     )
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Infer the shapes of intermediate values anew."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    ShapeInferencePass()(model)
 
 
 def _initializer(
