@@ -80,9 +80,7 @@ def random_inputs(graph: Graph, *, seed: int = 0) -> dict[str, np.ndarray]:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
             raise DataError(f"input '{value.name}' is a {value.type}; give the inputs (--inputs)")
         shape, dtype = shapes[value.name], value.type.dtype
-        if dtype.is_integer():
-            array = generator.integers(0, 2, shape)
-        elif dtype == ir.DataType.BOOL:
+        if dtype.is_integer() or dtype == ir.DataType.BOOL:
             array = generator.integers(0, 2, shape)
         else:
             array = generator.standard_normal(shape)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir import external_data
 
 from onnxjl.errors import ExternalDataError, ModelError, UsageError
@@ -100,7 +99,7 @@ def _from_bytes(
     try:
         rest, weights = split_weights(data)
         proto = onnx.ModelProto.FromString(rest)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's DecodeError, or ValueError from our own scan
         raise ModelError(
             f"{name}: not an ONNX model, or a truncated one (protobuf can't parse it)"
         ) from error

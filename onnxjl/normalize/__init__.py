@@ -13,11 +13,11 @@ from onnxjl.graph import Graph
 from onnxjl.load import Source, clone, load
 from onnxjl.normalize.constants import lift_constants
 from onnxjl.normalize.dead import drop_dead
+from onnxjl.normalize.fold import fold
 from onnxjl.normalize.gemm import to_gemm
 from onnxjl.normalize.inference_form import drop_identities, to_inference_form
 from onnxjl.normalize.names import name_nodes
 from onnxjl.normalize.opset import raise_opset
-from onnxjl.normalize.shapes import infer_shapes
 from onnxjl.normalize.unshare import unshare_constants
 
 
@@ -35,12 +35,12 @@ PASSES: tuple[Pass, ...] = (
     to_inference_form,
     drop_identities,
     drop_dead,
-    infer_shapes,
+    fold,
+    drop_dead,
     to_gemm,
     unshare_constants,
     drop_dead,
     name_nodes,
-    infer_shapes,
 )
 
 

@@ -21,7 +21,8 @@ def to_gemm(model: ir.Model) -> ir.Model:
             continue
         x, weight = node.inputs
         product = node.outputs[0]
-        assert x is not None and weight is not None
+        assert x is not None
+        assert weight is not None
         if x.shape is None or len(x.shape) != 2 or weight.shape is None or len(weight.shape) != 2:
             continue
         if weight.dtype not in _FLOATS or product.is_graph_output() or len(product.uses()) != 1:

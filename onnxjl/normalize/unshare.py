@@ -33,7 +33,8 @@ def unshare_constants(model: ir.Model) -> ir.Model:
         )
         if len(ours) == len(uses) and not value.is_graph_output():
             ours = ours[1:]
-        assert value.name is not None and value.const_value is not None
+        assert value.name is not None
+        assert value.const_value is not None
         for use in ours:
             name = names.fresh(f"{value.name}_1")
             copy = add_initializer(graph, name, renamed(value.const_value, name))

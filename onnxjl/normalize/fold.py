@@ -1,0 +1,551 @@
+"""Infer shapes and fold what is constant, shape arithmetic over known dimensions included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxjl.normalize.evaluate import SYMBOLIC, evaluate
+from onnxjl.normalize.polynomial import Polynomial
+from onnxjl.normalize.surgery import Names, add_initializer, is_constant
+from onnxjl.proto import weightless
+
+Dims = tuple["int | Polynomial", ...]
+
+# A folded result may not be larger than this (in bytes) unless what it is made of is; one that
+# `ConstantOfShape` fills costs nothing until it is written.
+_LIMIT, _FILL_LIMIT = 1 << 20, 1 << 30
+
+# Initializers up to this size (in bytes) may be stored twice.
+_SMALL = 4096
+
+# Integers with more elements than this are data, not shapes.
+_SHAPE_LIMIT = 64
+
+_INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
+
+# What keeps the elements of a weight, and their number: operator -> suffix of its name.
+_REARRANGED = {
+    "Cast": "cast",
+    "Flatten": "reshaped",
+    "Identity": "copy",
+    "Reshape": "reshaped",
+    "Squeeze": "reshaped",
+    "Transpose": "transposed",
+    "Unsqueeze": "reshaped",
+}
+
+
+def fold(model: ir.Model) -> ir.Model:
+    """Infer all types and shapes anew; evaluate what they and the constants determine.
+
+    Declared shapes, except the inputs', are forgotten: files declare wrong ones. A dimension that
+    isn't a number becomes a symbol or, where it follows from others, an expression such as
+    ``12*batch``; unnamed dimensions of inputs get a name. A `Reshape` whose target has at most one
+    number that isn't known, besides dimensions of its input that stay, gets a constant target.
+
+    Folding duplicates no large weight, keeps embedding tables (a `Gather` from a matrix), and
+    undoes no quantization. Subgraphs are left alone.
+    """
+    _name_dimensions(model.graph)
+    _infer(model)
+    _Walk(model).run()
+    return model
+
+
+def _name_dimensions(graph: ir.Graph) -> None:
+    """Name the unknown dimensions of inputs, so that two uses of one can be recognized."""
+    used = {
+        dim.value
+        for value in graph.inputs
+        for dim in value.shape or ()
+        if isinstance(dim, ir.SymbolicDim)
+    }
+    for value in graph.inputs:
+        if value.shape is None or value.name in graph.initializers:
+            continue
+        dims: list[int | ir.SymbolicDim] = []
+        for axis, dim in enumerate(value.shape):
+            if (isinstance(dim, int) and dim < 0) or dim == ir.SymbolicDim(None):
+                name = re.sub(r"\W", "_", f"{value.name}_dim_{axis}")
+                while name in used:
+                    name += "_"
+                used.add(name)
+                dim = ir.SymbolicDim(name)
+            dims.append(dim)
+        value.shape = ir.Shape(dims)
+
+
+def _infer(model: ir.Model) -> None:
+    """ONNX's own shape inference, with nothing declared but the inputs."""
+    graph = model.graph
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape)
+            value.type = ir.TensorType(value.const_value.dtype)
+    for node in graph:
+        for output in node.outputs:
+            output.shape = None
+            if not output.is_graph_output():
+                output.type = None
+    inferred = onnx.shape_inference.infer_shapes(weightless(model), data_prop=True).graph
+    found = {info.name: info.type for info in [*inferred.value_info, *inferred.output]}
+    for node in graph:
+        for output in node.outputs:
+            proto = found.get(output.name or "")
+            if proto is not None:
+                known = ir.serde.deserialize_type_proto_for_type(proto)
+                output.type = output.type if known is None else known
+                output.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A value that is known.
+
+    Parameters
+    ----------
+    array : its elements, possibly a view.
+    roots : the large weights that it is made of.
+    origin : name of the weight that it rearranges, and how, if that is all that was done.
+    """
+
+    array: np.ndarray
+    roots: frozenset[ir.Value] = frozenset()
+    origin: str | None = None
+
+
+class _Walk:
+    """One pass over the main graph, in order.
+
+    Parameters
+    ----------
+    model : changed in place.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
+        self.names = Names(model.graph)
+        self.symbols: dict[str, Polynomial] = {}
+        self.known: dict[ir.Value, Dims | None] = {}
+        self.constants: dict[ir.Value, _Constant] = {}
+        self.sizes: dict[ir.Value, np.ndarray] = {}
+        self.improved: set[ir.Value] = set()
+
+    def run(self) -> None:
+        nodes = list(self.graph)
+        for node in nodes:
+            if node.domain != "" or any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                for a in node.attributes.values()
+            ):
+                continue
+            self._infer(node)
+            self._evaluate(node)
+            if node.op_type == "Reshape":
+                self._settle_target(node)
+        self._materialize(nodes)
+
+    # Shapes
+
+    def dims(self, value: ir.Value | None) -> Dims | None:
+        """A value's dimensions, None where not even their number is known."""
+        if value is None:
+            return None
+        if value not in self.known:
+            shape = value.shape
+            self.known[value] = None if shape is None else tuple(map(self._size, shape))
+        return self.known[value]
+
+    def _size(self, dim: int | ir.SymbolicDim) -> int | Polynomial:
+        if isinstance(dim, int):
+            return dim
+        if dim.value is None:
+            return Polynomial.unknown()
+        return self._symbol(dim.value)
+
+    def _symbol(self, name: str) -> Polynomial:
+        if name not in self.symbols:
+            self.symbols[name] = Polynomial.symbol(name)
+        return self.symbols[name]
+
+    def _set_dims(self, value: ir.Value, dims: Sequence[int | Polynomial]) -> None:
+        """Note better dimensions than were known."""
+        old = self.dims(value)
+        if old is not None:
+            if len(old) != len(dims):
+                return
+            dims = [
+                a if isinstance(a, int) or (_is_vague(b) and not _is_vague(a)) else b
+                for a, b in zip(old, dims, strict=True)
+            ]
+            if tuple(dims) == old:
+                return
+        self.known[value] = tuple(dims)
+        self.improved.add(value)
+        for dim in dims:
+            if isinstance(dim, Polynomial):
+                self.symbols.setdefault(str(dim), dim)
+        value.shape = ir.Shape(
+            [
+                dim if isinstance(dim, int) else ir.SymbolicDim(str(dim) if dim.is_known else None)
+                for dim in dims
+            ]
+        )
+
+    def _is_settled(self, value: ir.Value) -> bool:
+        dims = self.dims(value)
+        return dims is not None and not any(map(_is_vague, dims))
+
+    def _infer(self, node: ir.Node) -> None:
+        """Infer the outputs' shapes again where the inputs are better known than they were."""
+        if all(map(self._is_settled, node.outputs)):
+            return
+        rule = getattr(self, f"_{node.op_type}", None)
+        if rule is not None:
+            dims = rule(node)
+            if dims is not None:
+                self._set_dims(node.outputs[0], dims)
+        if self._is_settled(node.outputs[0]) or not any(
+            value in self.improved for value in node.inputs
+        ):
+            return
+        self._infer_by_schema(node)
+
+    def _infer_by_schema(self, node: ir.Node) -> None:
+        types, data = {}, {}
+        for value in node.inputs:
+            if value is None or not isinstance(value.type, ir.TensorType) or value.name is None:
+                if value is not None:
+                    return
+                continue
+            info = onnx.TypeProto()
+            info.tensor_type.elem_type = int(value.type.dtype)
+            dims = self.dims(value)
+            if dims is not None:
+                info.tensor_type.shape.SetInParent()
+                for dim in dims:
+                    if isinstance(dim, int):
+                        info.tensor_type.shape.dim.add(dim_value=dim)
+                    else:
+                        info.tensor_type.shape.dim.add(dim_param=str(dim))
+                        self.symbols.setdefault(str(dim), dim)
+            types[value.name] = info
+            known = self._constant(value)
+            if known is not None and known.array.nbytes <= 1024 and known.array.dtype.kind != "O":
+                data[value.name] = onnx.numpy_helper.from_array(known.array, value.name)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+            found = onnx.shape_inference.infer_node_outputs(
+                schema,
+                ir.serde.serialize_node(node),
+                types,
+                data,
+                opset_imports=[onnx.helper.make_opsetid("", self.opset)],
+                ir_version=self.model.ir_version,
+            )
+        except Exception:
+            # Unknown operators and shapes that don't fit; what was inferred before stays.
+            return
+        for value in node.outputs:
+            proto = found.get(value.name or "")
+            if proto is None:
+                continue
+            if value.type is None:
+                value.type = ir.serde.deserialize_type_proto_for_type(proto)
+            shape = ir.serde.deserialize_type_proto_for_shape(proto)
+            if shape is not None:
+                self._set_dims(value, [self._size(dim) for dim in shape])
+
+    def _integers(self, value: ir.Value | None) -> list[int | Polynomial] | None:
+        """The elements of a 1-D integer value, as far as they are known."""
+        if value is None:
+            return None
+        known = self._constant(value)
+        array = self.sizes.get(value) if known is None else known.array
+        if array is None or array.ndim != 1:
+            return None
+        return [x if isinstance(x, Polynomial) else int(x) for x in array]
+
+    def _Reshape(self, node: ir.Node) -> Dims | None:  # noqa: N802 (rules are named as operators)
+        target = self._integers(node.inputs[1])
+        if target is None:
+            return None
+        dims = self.dims(node.inputs[0])
+        keep_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
+        resolved: list[int | Polynomial] = []
+        for axis, size in enumerate(target):
+            if size == 0 and not keep_zero:
+                if dims is None or axis >= len(dims):
+                    return None
+                size = dims[axis]
+            resolved.append(size)
+        if -1 in resolved:
+            position = resolved.index(-1)
+            rest: int | Polynomial = 1
+            for axis, size in enumerate(resolved):
+                rest = rest if axis == position else rest * size
+            resolved[position] = Polynomial.unknown()
+            if dims is not None and rest != 0:
+                total: int | Polynomial = 1
+                for size in dims:
+                    total = total * size
+                if isinstance(total, Polynomial):
+                    quotient = total.divided(rest)
+                    resolved[position] = Polynomial.unknown() if quotient is None else quotient
+                elif isinstance(rest, int) and total % rest == 0:
+                    resolved[position] = total // rest
+        return tuple(resolved)
+
+    def _Concat(self, node: ir.Node) -> Dims | None:  # noqa: N802
+        parts = [self.dims(value) for value in node.inputs]
+        if any(part is None for part in parts):
+            return None
+        first = parts[0]
+        assert first is not None
+        axis = node.attributes["axis"].as_int() % len(first)
+        total: int | Polynomial = 0
+        for part in parts:
+            assert part is not None
+            total = total + part[axis]
+        best = list(first)
+        for part in parts:
+            assert part is not None
+            for i, size in enumerate(part):
+                if _is_vague(best[i]) and not _is_vague(size):
+                    best[i] = size
+        best[axis] = total
+        return tuple(best)
+
+    def _Flatten(self, node: ir.Node) -> Dims | None:  # noqa: N802
+        dims = self.dims(node.inputs[0])
+        if dims is None:
+            return None
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+        axis += len(dims) if axis < 0 else 0
+        before: int | Polynomial = 1
+        after: int | Polynomial = 1
+        for i, size in enumerate(dims):
+            before, after = (before * size, after) if i < axis else (before, after * size)
+        return before, after
+
+    def _Expand(self, node: ir.Node) -> Dims | None:  # noqa: N802
+        target = self._integers(node.inputs[1])
+        dims = self.dims(node.inputs[0])
+        if target is None or dims is None:
+            return None
+        rank = max(len(target), len(dims))
+        ours = [1] * (rank - len(dims)) + list(dims)
+        theirs = [1] * (rank - len(target)) + list(target)
+        result: list[int | Polynomial] = []
+        for a, b in zip(ours, theirs, strict=True):
+            if a == 1 or a == b:
+                result.append(b)
+            elif b == 1 or isinstance(a, int):
+                result.append(a)
+            else:
+                result.append(Polynomial.unknown())
+        return tuple(result)
+
+    def _ConstantOfShape(self, node: ir.Node) -> Dims | None:  # noqa: N802
+        target = self._integers(node.inputs[0])
+        return None if target is None else tuple(target)
+
+    # Values
+
+    def _constant(self, value: ir.Value | None) -> _Constant | None:
+        if value is None:
+            return None
+        known = self.constants.get(value)
+        if known is None and is_constant(value):
+            tensor = value.const_value
+            assert tensor is not None
+            if tensor.dtype == ir.DataType.STRING:
+                return None
+            large = tensor.nbytes > _SMALL and len(tensor.shape) > 1
+            known = _Constant(
+                tensor.numpy(), frozenset([value]) if large else frozenset(), value.name
+            )
+            self.constants[value] = known
+        return known
+
+    def _is_known(self, value: ir.Value) -> bool:
+        return value in self.constants or is_constant(value)
+
+    def _evaluate(self, node: ir.Node) -> None:
+        if node.op_type in ("Shape", "Size"):
+            self._evaluate_shape(node)
+            return
+        if all(value is None or self._is_known(value) for value in node.inputs):
+            if node.inputs:
+                self._evaluate_constant(node)
+        elif (
+            node.op_type in SYMBOLIC
+            and node.outputs[0].dtype in _INTEGERS | {ir.DataType.BOOL, None}
+            and all(v is None or v in self.sizes or self._is_known(v) for v in node.inputs)
+        ):
+            self._evaluate_sizes(node)
+
+    def _evaluate_constant(self, node: ir.Node) -> None:
+        inputs = [self._constant(value) for value in node.inputs]
+        present = [known for known in inputs if known is not None]
+        if len(present) != sum(value is not None for value in node.inputs):
+            return  # strings
+        if node.op_type == "Gather" and present[0].roots and present[0].array.dtype.kind != "i":
+            return
+        arrays = [None if known is None else known.array for known in inputs]
+        budget = max(_LIMIT, 2 * sum(known.array.nbytes for known in present))
+        if node.op_type == "ConstantOfShape":
+            budget = _FILL_LIMIT
+        if _expected_bytes(node, self.dims(node.outputs[0])) > budget:
+            return
+        try:
+            outputs = evaluate(node, arrays, self.opset)
+        except Exception:
+            # Invalid operands; onnxruntime is to say so, should the node ever run.
+            return
+        if outputs is None or sum(output.nbytes for output in outputs) > budget:
+            return
+        roots = frozenset().union(*(known.roots for known in present))
+        origin = None
+        if node.op_type in _REARRANGED and present[0].origin is not None:
+            origin = f"{present[0].origin}_{_REARRANGED[node.op_type]}"
+        for value, array in zip(node.outputs, outputs, strict=False):
+            self._learn(value, _Constant(array, roots, origin))
+
+    def _learn(self, value: ir.Value, known: _Constant) -> None:
+        self.constants[value] = known
+        self.improved.add(value)
+        self._set_dims(value, known.array.shape)
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.from_numpy(known.array.dtype))
+
+    def _evaluate_shape(self, node: ir.Node) -> None:
+        dims = self.dims(node.inputs[0])
+        if dims is None:
+            return
+        if node.op_type == "Size":
+            size: int | Polynomial = 1
+            for dim in dims:
+                size = size * dim
+            self._learn_sizes(node.outputs[0], np.array(size, object))
+            return
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        end = node.attributes["end"].as_int() if "end" in node.attributes else len(dims)
+        self._learn_sizes(node.outputs[0], np.array(dims[start:end], object))
+
+    def _evaluate_sizes(self, node: ir.Node) -> None:
+        arrays = []
+        for value in node.inputs:
+            known = self._constant(value)
+            array = self.sizes[value] if known is None and value is not None else None
+            if known is not None:
+                array = known.array
+                if array.size > _SHAPE_LIMIT:
+                    return
+                if array.dtype.kind == "i" and node.op_type in ("Add", "Mul", "Sub", "Where"):
+                    array = array.astype(object)
+            arrays.append(array)
+        try:
+            outputs = evaluate(node, arrays, self.opset)
+        except Exception:
+            # As for constants.
+            return
+        if outputs is None or sum(output.size for output in outputs) > _SHAPE_LIMIT:
+            return
+        for value, array in zip(node.outputs, outputs, strict=False):
+            if array.dtype == object:
+                self._learn_sizes(value, array)
+            else:
+                self._learn(value, _Constant(array))
+
+    def _learn_sizes(self, value: ir.Value, array: np.ndarray) -> None:
+        if any(isinstance(x, Polynomial) for x in array.reshape(-1)):
+            self.sizes[value] = array
+            self.improved.add(value)
+        else:
+            dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
+            self._learn(value, _Constant(array.astype(dtype)))
+
+    # Changes to the graph
+
+    def _settle_target(self, node: ir.Node) -> None:
+        """Give a `Reshape` a constant target if its target has but one unknown number."""
+        target = self.sizes.get(node.inputs[1]) if node.inputs[1] is not None else None
+        if target is None or target.ndim != 1:
+            return
+        if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():
+            return
+        dims = self.dims(node.inputs[0]) or ()
+        settled: list[int] = []
+        for axis, size in enumerate(target):
+            if not isinstance(size, Polynomial):
+                settled.append(int(size))
+            elif axis < len(dims) and size == dims[axis]:
+                settled.append(0)
+            else:
+                settled.append(-1)
+        if settled.count(-1) > 1:
+            return
+        name = self.names.fresh(f"{node.outputs[0].name}_shape")
+        node.replace_input_with(1, add_initializer(self.graph, name, np.array(settled, np.int64)))
+
+    def _materialize(self, nodes: Sequence[ir.Node]) -> None:
+        """Turn the constants that nodes which aren't constant need into initializers."""
+        constant = {node for node in nodes if all(v in self.constants for v in node.outputs)}
+        stays: set[ir.Node] = set()
+        for node in reversed(nodes):
+            if node in constant and not any(v.is_graph_output() for v in node.outputs):
+                continue
+            stays.add(node)
+        pinned: dict[ir.Value, bool] = {}
+        for node in nodes:
+            if node in stays:
+                continue
+            for value in node.outputs:
+                known = self.constants[value]
+                users = [use.node for use in value.uses()]
+                if not any(user in stays or user.graph is not self.graph for user in users):
+                    continue
+                for root in known.roots:
+                    if root not in pinned:
+                        pinned[root] = root.is_graph_output() or any(
+                            use.node in stays or use.node.graph is not self.graph
+                            for use in root.uses()
+                        )
+                if known.array.nbytes > _SMALL and any(pinned[root] for root in known.roots):
+                    continue
+                self._replace(value, known)
+
+    def _replace(self, value: ir.Value, known: _Constant) -> None:
+        old, value.name = value.name, self.names.fresh(f"{value.name}.folded")
+        assert old is not None
+        name = old
+        if known.origin is not None and known.array.dtype.kind != "i" and known.array.ndim:
+            name = self.names.fresh(known.origin)
+        array = known.array
+        if not array.flags.c_contiguous and array.size and 0 not in array.strides:
+            array = np.ascontiguousarray(array)
+        value.replace_all_uses_with(add_initializer(self.graph, name, array))
+
+
+def _is_vague(dim: int | Polynomial) -> bool:
+    """Whether a dimension is but a placeholder, ours or that of ONNX's inference."""
+    return isinstance(dim, Polynomial) and (not dim.is_known or "unk__" in str(dim))
+
+
+def _expected_bytes(node: ir.Node, dims: Dims | None) -> int:
+    if dims is None or not all(isinstance(dim, int) for dim in dims):
+        return 0
+    dtype = node.outputs[0].dtype
+    size = 1
+    for dim in dims:
+        size *= dim  # type: ignore[assignment]
+    return size * (4 if dtype is None else max(1, dtype.bitwidth // 8))
