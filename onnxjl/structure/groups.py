@@ -297,8 +297,9 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
         graph = normalize(graph)
     shapes = Shapes(graph)
     run = Interpreter(graph, shapes, {})
-    if granularity == "head" and run.head_votes:
-        run = Interpreter(graph, shapes, dict(run.head_votes))
+    choices = {**(run.head_votes if granularity == "head" else {}), **run.group_votes}
+    if choices:
+        run = Interpreter(graph, shapes, choices)
     while True:
         builder = _Builder(run, granularity)
         failed = builder.rehearse()

@@ -54,6 +54,7 @@ class Interpreter:
         self.axes: dict[str, Axes] = {}
         self.products: list[Product] = []
         self.head_votes: dict[str, int] = {}
+        self.group_votes: dict[str, int] = {}
         self.unruled: dict[str, str] = {}
         self._dims: dict[str, np.ndarray] = {}
         self._dim_axes: list[tuple[Axis, ...]] = [()]
@@ -144,9 +145,11 @@ class Interpreter:
 
     def vote_heads(self, axis: Axis) -> None:
         """Note that the tagged factors of a batch axis of two activations are heads."""
-        for factor in axis:
-            for block, position in factor.tags:
-                self.head_votes[block] = position
+        self.head_votes.update(tag for factor in axis for tag in factor.tags)
+
+    def vote_groups(self, axis: Axis) -> None:
+        """Note that the tagged factors of an axis are groups with statistics of their own."""
+        self.group_votes.update(tag for factor in axis for tag in factor.tags)
 
     def fresh(self, size: int) -> Axis:
         """Return an axis with labels of its own."""

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 @rule("BatchNormalization", "InstanceNormalization")
 def per_channel(run: Interpreter, node: ir.Node) -> None:
-    """Unite the channels with every parameter."""
+    """Unite the channels with every parameter.
+
+    Instance normalization takes statistics over the other axes. Group normalization is often
+    written as one over ``[batch, groups, rest]``: there whole groups are the units that can go.
+    """
     axes = list(run.of(node.inputs[0]))
-    for axis in axes[2:]:
-        run.fix(axis, f"a spatial axis of {node.op_type} '{node.name}'")
+    if node.op_type == "InstanceNormalization":
+        run.vote_groups(axes[1])
+        for axis in axes[2:]:
+            run.inexact(axis, node)
     for parameter in node.inputs[1:]:
         axes[1] = run.unite(axes[1], run.of(parameter)[0], node)
     run.set(node.outputs[0], axes)
