@@ -140,11 +140,12 @@ class Editor:
         if name(node) in self._run.unruled:
             return False
         for value in (*node.inputs, *node.outputs):
-            axes = None if value is None else self._axes(value)
-            for axis in axes or ():
-                for f in axis:
-                    if f.labels is not None and not self._alive[f.labels].all():
-                        return True
+            if value is not None and any(
+                f.labels is not None and not self._alive[f.labels].all()
+                for axis in (*(self._axes(value) or ()), *self._run.dims_of(value))
+                for f in axis
+            ):
+                return True
         return False
 
     def _compute(self, value: ir.Value) -> np.ndarray:

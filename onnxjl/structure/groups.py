@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from onnxjl.errors import PlanError, UsageError
 from onnxjl.graph import Graph
+from onnxjl.load import Source, load
+from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axis
@@ -223,7 +225,7 @@ class Structure:
 
 
 def groups(
-    graph: Graph,
+    model: Source,
     *,
     granularity: Granularity = "channel",
     allow_inexact: bool = False,
@@ -233,7 +235,7 @@ def groups(
 
     Parameters
     ----------
-    graph : as `load` or `normalize` returns it.
+    model : whatever `load` takes; normalized if it isn't.
     granularity : ``"channel"`` (attention stays whole), ``"head"`` (whole heads too) or
         ``"head-dim"`` (the same feature in every head of a block too).
     allow_inexact : whether to offer groups whose removal changes statistics taken over them.
@@ -243,7 +245,7 @@ def groups(
     ------
     UsageError : a granularity that there isn't, or a pattern that matches nothing.
     """
-    structure = analyze(graph, granularity=granularity)
+    structure = analyze(normalize(load(model)), granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
     return Groups([structure.groups[i] for i in offered], whole)
 
@@ -291,10 +293,7 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     """
     if granularity not in GRANULARITIES:
         raise UsageError(f"no granularity '{granularity}'; there are {', '.join(GRANULARITIES)}")
-    if not graph.normalized:
-        from onnxjl.normalize import normalize
-
-        graph = normalize(graph)
+    graph = normalize(graph)
     shapes = Shapes(graph)
     run = Interpreter(graph, shapes, {})
     choices = {**(run.head_votes if granularity == "head" else {}), **run.group_votes}
@@ -320,7 +319,7 @@ class _Builder:
         # Fixed units stay in every sense; label arrays that are shared need no second look.
         self.vectors = self._label_arrays()
         self._sizes: dict[int, Size] = {}
-        self.unit_of, self.group_of, self.starts = self._number_units()
+        self.units, self.unit_of, self.group_of, self.starts = self._number_units()
 
     def _label_arrays(self) -> list[NDArray[np.int64]]:
         seen: dict[int, NDArray[np.int64]] = {}
@@ -342,7 +341,7 @@ class _Builder:
             allowed &= (self.kind & Kind.HEAD) == 0
         return allowed
 
-    def _number_units(self) -> tuple[Indices, Indices, Indices]:
+    def _number_units(self) -> tuple[Indices, Indices, Indices, Indices]:
         """Units with the same footprint form a group: footprints are compared by random sums."""
         count = len(self.roots)
         random = np.random.default_rng(0)
@@ -372,15 +371,21 @@ class _Builder:
         unit_of[units] = np.arange(len(units))
         starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
         group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
-        return unit_of, group_of.astype(np.int64), starts.astype(np.int64)
+        return units, unit_of, group_of.astype(np.int64), starts.astype(np.int64)
 
     def rehearse(self) -> list[tuple[ir.Node, PlanError]]:
-        """Make a plan that takes one unit of each group; return the nodes whose edits fail.
+        """Make a plan that takes some units of each group; return the nodes whose edits fail.
 
         What can't be rewritten is found here, so that it costs prunability and not a pruning.
+        Every group loses another number, so that no two sizes agree by chance.
         """
-        kept = np.ones(len(self.group_of) + 1, dtype=bool)
-        kept[self.starts] = False
+        random = np.random.default_rng(0)
+        units = len(self.group_of)
+        sizes = np.diff(self.starts, append=units)
+        order = np.lexsort((random.random(units), self.group_of))
+        rank = np.arange(units) - self.starts[self.group_of]
+        kept = np.ones(units + 1, dtype=bool)
+        kept[order] = rank < random.integers(1, sizes)[self.group_of]
         return Editor(self.run, kept[self.unit_of][self.roots]).attempt()
 
     def _places(self, vector: NDArray[np.int64]) -> Iterator[tuple[int, Indices]]:
@@ -463,7 +468,7 @@ class _Builder:
         taken: dict[str, int] = {}
         result = []
         for g in range(number):
-            root = int(np.flatnonzero(self.unit_of == self.starts[g])[0])
+            root = int(self.units[self.starts[g]])
             reason = int(self.inexact[root])
             name = made_by[g][0] if made_by[g] else members[g][0].tensor
             taken[name] = taken.get(name, 0) + 1

@@ -229,8 +229,7 @@ class Interpreter:
         """Fix all that a node touches: it costs prunability, never correctness."""
         self.unruled[name(node)] = why
         text = f"{name(node)}: {why}"
-        for value in (*node.inputs, *node.outputs):
-            self.fix_value(value, text)
+        self._fix_all(node, text)
         reason = self.why(text)
         for value in node.outputs:
             shape = self.shapes.sizes.get(value.name or "")
@@ -241,8 +240,13 @@ class Interpreter:
 
     def withdraw(self, node: ir.Node, why: str) -> None:
         """Fix, after the run, all that a node touches."""
+        self._fix_all(node, f"{name(node)}: {why}")
+
+    def _fix_all(self, node: ir.Node, why: str) -> None:
         for value in (*node.inputs, *node.outputs):
-            self.fix_value(value, f"{name(node)}: {why}")
+            if value is not None:
+                self.fix_value(value, why)
+                self._fix_dims(value, why)
 
     # Shape arithmetic: which elements depend on axes with labels
 
@@ -259,17 +263,23 @@ class Interpreter:
         if node.op_type in ("Shape", "Size") and node.domain == "":
             self._note_dims(node)
             return
+        why = f"its size is computed with at {name(node)}"
+        for value in node.inputs:
+            self.fix_value(value, why)
         touched = [v for v in node.inputs if v is not None and v.name in self._dims]
         if not touched:
             return
         first = self.shapes.known.get(node.outputs[0].name or "")
         if first is not None and first.dtype.kind in "iu" and node.op_type in MOVED:
+            for value in touched:
+                if value.name not in data_inputs(node):
+                    self._fix_dims(value, why)
             self._move_dims(node)
         elif first is not None and first.dtype.kind in "iu" and node.op_type in ADJUSTED:
             self._combine_dims(node)
         else:
             for value in touched:
-                self._fix_dims(value, f"its size is computed with at {name(node)}")
+                self._fix_dims(value, why)
 
     def _note_dims(self, node: ir.Node) -> None:
         value = node.inputs[0]
@@ -302,7 +312,10 @@ class Interpreter:
             return self._dims.get(value_name, np.zeros(array.shape, dtype=np.int64))
 
         moved = evaluate(node, feed, self.shapes.sizes.get, self.graph.model.opset_imports)
-        for value, numbers in zip(node.outputs, moved or (), strict=False):
+        if moved is None:
+            self._fix_all(node, f"its size is computed with at {name(node)}")
+            return
+        for value, numbers in zip(node.outputs, moved, strict=False):
             if value.name and numbers.any():
                 self._dims[value.name] = numbers.astype(np.int64)
 
@@ -320,12 +333,14 @@ class Interpreter:
             result[index] = self._dim(together) if together else 0
         self._dims[output.name or ""] = result
 
+    def dims_of(self, value: ir.Value) -> list[Axis]:
+        """Return the axes whose sizes a shape tensor is computed from."""
+        numbers = self._dims.get(value.name or "", np.zeros(0, dtype=np.int64))
+        return [axis for number in np.unique(numbers) for axis in self._dim_axes[number]]
+
     def _fix_dims(self, value: ir.Value, why: str) -> None:
-        numbers = self._dims.get(value.name or "")
-        if numbers is not None:
-            for number in np.unique(numbers):
-                for axis in self._dim_axes[number]:
-                    self.fix(axis, why)
+        for axis in self.dims_of(value):
+            self.fix(axis, why)
 
     def _fix_misused_dims(self, node: ir.Node) -> None:
         """Sizes may steer shapes, which are rewritten, but not become data."""
@@ -345,7 +360,6 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "Slice": (1, 2),
     "Split": (1,),
-    "Tile": (1,),
     "Pad": (1,),
     "Resize": (3,),
 }

@@ -94,7 +94,7 @@ def slice_bounds(editor: Editor, node: ir.Node) -> None:
     assert starts is not None
     assert ends is not None
     old_starts, old_ends = editor.old_array(starts), editor.old_array(ends)
-    new_starts, new_ends = editor.array(starts).copy(), editor.array(ends).copy()
+    new_starts, new_ends = old_starts.copy(), old_ends.copy()
     axes = node.inputs[3] if len(node.inputs) > 3 else None
     rank = len(editor.new_shape(value))
     chosen = range(len(old_starts)) if axes is None else editor.array(axes).reshape(-1).tolist()
@@ -209,7 +209,7 @@ def pad_widths(editor: Editor, node: ir.Node) -> None:
     assert value is not None
     assert pads is not None
     old = editor.old_array(pads)
-    new = editor.array(pads).copy()
+    new = old.copy()
     rank = len(editor.new_shape(value))
     axes = node.inputs[3] if len(node.inputs) > 3 else None
     chosen = range(rank) if axes is None else [int(i) % rank for i in editor.array(axes)]

@@ -35,15 +35,14 @@ def reshape_sizes(editor: Editor, node: ir.Node) -> None:
     value, shape = node.inputs[0], node.inputs[1]
     assert value is not None
     assert shape is not None
-    spec = editor.array(shape).copy()
+    spec = editor.old_array(shape).copy()
     before = editor.new_shape(value)
     after = editor.new_shape(node.outputs[0])
-    changed = editor.changed_axes(node.outputs[0])
     copies_zero = not node.attributes.get_int("allowzero", 0)
-    for i in changed:
-        if spec[i] == -1 or (spec[i] == 0 and copies_zero and before[i] == after[i]):
+    for i, size in enumerate(after):
+        if spec[i] == -1 or (spec[i] == 0 and copies_zero and before[i] == size):
             continue
-        spec[i] = after[i]
+        spec[i] = size
     editor.require(node, 1, spec)
 
 
@@ -128,7 +127,7 @@ def expand_sizes(editor: Editor, node: ir.Node) -> None:
     """Write the sizes that are left."""
     shape = node.inputs[1]
     assert shape is not None
-    spec = editor.array(shape).copy()
+    spec = editor.old_array(shape).copy()
     after = editor.new_shape(node.outputs[0])
     for i in editor.changed_axes(node.outputs[0]):
         k = i - len(after) + len(spec)
@@ -151,7 +150,7 @@ def constant_sizes(editor: Editor, node: ir.Node) -> None:
     """Write the sizes that are left."""
     shape = node.inputs[0]
     assert shape is not None
-    spec = editor.array(shape).copy()
+    spec = editor.old_array(shape).copy()
     after = editor.new_shape(node.outputs[0])
     for i in editor.changed_axes(node.outputs[0]):
         spec[i] = after[i]
@@ -234,11 +233,13 @@ def split_sizes(editor: Editor, node: ir.Node) -> None:
     assert value is not None
     along = node.attributes.get_int("axis", 0) % len(editor.new_shape(value))
     kept = editor.mask(value, along)
-    if kept is None:
+    spec = node.inputs[1] if len(node.inputs) > 1 else None
+    if spec is None:
         return
-    spec = node.inputs[1]
-    assert spec is not None
     sizes = editor.old_array(spec)
+    if kept is None:
+        editor.require(node, 1, sizes)
+        return
     ends = np.cumsum(sizes)
     new = [int(kept[e - s : e].sum()) for s, e in zip(sizes, ends, strict=True)]
     editor.require(node, 1, np.array(new, dtype=np.int64))

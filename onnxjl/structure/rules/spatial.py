@@ -67,7 +67,7 @@ def resize_sizes(editor: Editor, node: ir.Node) -> None:
     if wanted is None:
         return
     after = editor.new_shape(node.outputs[0])
-    spec = editor.array(wanted).copy()
+    spec = editor.old_array(wanted).copy()
     chosen = [i % len(after) for i in _axes(node, len(after))]
     for i in editor.changed_axes(node.outputs[0]):
         if i in chosen:
