@@ -257,9 +257,9 @@ class Interpreter:
         )
 
     def _shape_step(self, node: ir.Node) -> None:
-        for value in node.outputs:
-            if value.name:
-                self.axes[value.name] = tuple(ax.plain(d) for d in self.sizes(value))
+        for output in node.outputs:
+            if output.name:
+                self.axes[output.name] = tuple(ax.plain(d) for d in self.sizes(output))
         if node.op_type in ("Shape", "Size") and node.domain == "":
             self._note_dims(node)
             return
@@ -271,15 +271,15 @@ class Interpreter:
             return
         first = self.shapes.known.get(node.outputs[0].name or "")
         if first is not None and first.dtype.kind in "iu" and node.op_type in MOVED:
-            for value in touched:
-                if value.name not in data_inputs(node):
-                    self._fix_dims(value, why)
+            for given in touched:
+                if given.name not in data_inputs(node):
+                    self._fix_dims(given, why)
             self._move_dims(node)
         elif first is not None and first.dtype.kind in "iu" and node.op_type in ADJUSTED:
             self._combine_dims(node)
         else:
-            for value in touched:
-                self._fix_dims(value, why)
+            for given in touched:
+                self._fix_dims(given, why)
 
     def _note_dims(self, node: ir.Node) -> None:
         value = node.inputs[0]
