@@ -15,6 +15,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import PlanError
 from onnxjl.graph import Graph
+from onnxjl.load import load
+from onnxjl.normalize import normalize
 from onnxjl.structure.names import node_name
 
 FORMAT = 1
@@ -181,12 +183,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     ------
     PlanError : the plan belongs to another graph, or names what isn't there.
     """
-    from onnxjl.load import load
-    from onnxjl.normalize import normalize
-
-    graph = load(graph)
-    if not graph.normalized:
-        graph = normalize(graph)
+    graph = normalize(load(graph))
     if plan.source_graph is not graph and plan.source["sha256"] != graph.fingerprint:
         raise PlanError(
             "the plan was made for another graph: its source's fingerprint is "
