@@ -32,6 +32,7 @@ import onnx_ir as ir
 
 from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph
+from onnxjl.inputs import graph_inputs
 
 TARGET = "target"
 BATCH_SIZE = 64
@@ -71,11 +72,7 @@ def inputs(graph: Graph) -> tuple[Input, ...]:
     -------
     tuple of Input, in the graph's order.
     """
-    return tuple(
-        _declared(value)
-        for value in graph.model.graph.inputs
-        if value.name not in graph.model.graph.initializers
-    )
+    return tuple(_declared(value) for value in graph_inputs(graph))
 
 
 def batches(
