@@ -1,0 +1,129 @@
+"""The registry of criteria: what can be asked for by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxjl.criteria.weights import GroupWeights
+from onnxjl.errors import UsageError
+from onnxjl.structure import Group
+
+Function = Callable[[Group, GroupWeights], np.ndarray]
+
+# Criteria that need gradients, which onnxruntime doesn't give.
+GRADIENT = ("fisher", "grasp", "obd", "snip", "synflow", "taylor")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to tell how important each unit of a group is.
+
+    Parameters
+    ----------
+    name : what it is asked for by.
+    function : ``f(group, weights)`` that returns scores, larger is more important: either one row
+        for each tensor or activation, (rows, units), which are then aggregated as asked, or
+        (units,) if it has combined them itself.
+    source : the paper that it comes from.
+    needs_data : whether it is measured on the caller's data.
+    normalization : what scores are divided by unless the caller says otherwise: ``"mean"`` or
+        ``"max"`` of the group, or ``"none"`` where the scores of different groups are comparable
+        as they are.
+    """
+
+    name: str
+    function: Function
+    source: str = ""
+    needs_data: bool = False
+    normalization: str = "mean"
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the function's description."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+CRITERIA: dict[str, Criterion] = {}
+"""Name -> criterion."""
+
+
+def register(
+    name: str, *, source: str = "", needs_data: bool = False, normalization: str = "mean"
+) -> Callable[[Function], Function]:
+    """Decorate a function to make it a criterion that can be asked for by name.
+
+    Parameters
+    ----------
+    name, source, needs_data, normalization : as `Criterion` has them.
+
+    Raises
+    ------
+    ValueError : the name is taken.
+    """
+    if name in CRITERIA or name in GRADIENT:
+        raise ValueError(f"there is already a criterion '{name}'")
+
+    def decorate(function: Function) -> Function:
+        CRITERIA[name] = Criterion(name, function, source, needs_data, normalization)
+        return function
+
+    return decorate
+
+
+def get(criterion: str | Function | Criterion) -> Criterion:
+    """The criterion that is meant.
+
+    Parameters
+    ----------
+    criterion : a registered name, a criterion, or any function ``f(group, weights) -> scores``.
+
+    Returns
+    -------
+    Criterion
+
+    Raises
+    ------
+    UsageError : no criterion has that name, it needs gradients, or it isn't callable.
+    """
+    if isinstance(criterion, Criterion):
+        return criterion
+    if isinstance(criterion, str):
+        if criterion in CRITERIA:
+            return CRITERIA[criterion]
+        if criterion in GRADIENT:
+            raise UsageError(
+                f"criterion '{criterion}' needs gradients, which the numpy engine hasn't: prune a "
+                "Flux model (onnxjl.to_flux, --engine flux)"
+            )
+        raise UsageError(unknown("criterion", criterion, CRITERIA))
+    if callable(criterion):
+        return Criterion(name_of(criterion), criterion)
+    raise UsageError(
+        f"a criterion is a name or a function f(group, weights) -> scores, not {criterion!r}"
+    )
+
+
+def name_of(criterion: str | Function | Criterion) -> str:
+    """What a criterion is called in plans and reports.
+
+    Parameters
+    ----------
+    criterion : as for `get`.
+    """
+    if isinstance(criterion, str):
+        return criterion
+    if isinstance(criterion, Criterion):
+        return criterion.name
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def unknown(kind: str, name: object, available: Iterable[str]) -> str:
+    """The message for a name that isn't there: what is, and which one may be meant."""
+    close = difflib.get_close_matches(str(name).lower().replace("_", "-"), list(available), 1, 0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"no {kind} '{name}'; {hint}there are {', '.join(available)}"

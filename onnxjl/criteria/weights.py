@@ -1,0 +1,240 @@
+"""What criteria look at: a group's weights, with what many of them need computed once.
+
+Everything is summed in float64, a block at a time, so that no copy of a large weight is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxjl.criteria.aggregation import aggregate
+from onnxjl.criteria.roles import Role, role
+from onnxjl.errors import WeightError
+from onnxjl.graph import Graph
+from onnxjl.structure import Activation, Group, Member
+
+Order = Literal[1, 2, "max"]
+
+# Elements of a block: half a megabyte in float64, which stays in a processor's cache.
+BLOCK = 1 << 16
+
+
+class Scoring:
+    """One request for scores: the graph, the groups, and what has been computed for them.
+
+    Parameters
+    ----------
+    graph : the graph that the groups belong to.
+    groups : all groups that are scored.
+    aggregation : how the scores of a group's tensors become one.
+    data : inputs for criteria that are measured; see `onnxjl.data`.
+    seed : of random scores.
+    """
+
+    def __init__(
+        self, graph: Graph, groups: Sequence[Group], *, aggregation: str, data: Any, seed: int
+    ) -> None:
+        self.graph = graph
+        self.groups = tuple(groups)
+        self.aggregation = aggregation
+        self.data = data
+        self.seed = seed
+        self.computed: dict[Any, Any] = {}
+        self._roles: dict[str, Role] = {}
+        self._totals: dict[tuple[str, Order], tuple[np.ndarray, np.ndarray]] = {}
+
+    def role(self, tensor: str) -> Role:
+        """What a weight is for."""
+        if tensor not in self._roles:
+            self._roles[tensor] = role(self.graph.model.graph.initializers[tensor])
+        return self._roles[tensor]
+
+    def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
+        """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
+        key = (tensor, order)
+        if key not in self._totals:
+            self._totals[key] = _totals(self.graph.weight(tensor), order)
+        leading, trailing = self._totals[key]
+        if axis >= leading.ndim:
+            leading, axis = trailing, axis - leading.ndim
+        others = tuple(other for other in range(leading.ndim) if other != axis)
+        return leading.max(others) if order == "max" else leading.sum(others)
+
+
+class GroupWeights(Mapping[str, np.ndarray]):
+    """The weights of one group, read when asked for: tensor name -> array in ONNX's layout.
+
+    Parameters
+    ----------
+    scoring : the request that the group belongs to.
+    group : the group.
+    """
+
+    def __init__(self, scoring: Scoring, group: Group) -> None:
+        self.scoring = scoring
+        self.group = group
+        self._names = tuple(dict.fromkeys(member.tensor for member in group.members))
+
+    def __getitem__(self, tensor: str) -> np.ndarray:
+        if tensor not in self._names:
+            raise KeyError(tensor)
+        array = self.scoring.graph.weight(tensor).view()
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @cached_property
+    def contracted(self) -> tuple[Member, ...]:
+        """The members whose magnitude counts.
+
+        These are the floating weights of contractions, by the axis of their outputs and of their
+        inputs alike: biases and the parameters of normalizations don't count, unless the group has
+        nothing else.
+        """
+        floating = [member for member in self.group.members if self._is_float(member.tensor)]
+        weights = [
+            member
+            for member in floating
+            if self.scoring.role(member.tensor).contracted and self._rank(member.tensor) >= 2
+        ]
+        if not floating:
+            raise WeightError(
+                f"group '{self.group.name}': it has no floating-point weight to score"
+            )
+        return tuple(weights or floating)
+
+    @cached_property
+    def producers(self) -> tuple[Member, ...]:
+        """Those of `contracted` that make the units: cut on the axis of the contraction's outputs.
+
+        A group that no contraction makes (an embedding does, say) has all of `contracted`.
+        """
+        makers = tuple(
+            member
+            for member in self.contracted
+            if member.axis in self.scoring.role(member.tensor).outputs
+        )
+        return makers or self.contracted
+
+    @cached_property
+    def scales(self) -> tuple[Member, ...]:
+        """The members that are scales of normalizations."""
+        return tuple(m for m in self.group.members if self.scoring.role(m.tensor).scale)
+
+    @cached_property
+    def activations(self) -> tuple[Activation, ...]:
+        """The activations by which contractions consume the units, each once."""
+        once: dict[tuple[str, int, bytes], Activation] = {}
+        for activation in self.group.activations:
+            key = (activation.value, activation.axis, activation.indices.tobytes())
+            once.setdefault(key, activation)
+        return tuple(once.values())
+
+    def magnitude(self, member: Member, order: Order) -> np.ndarray:
+        """For each unit, the sum of ``|w|^order`` over its slice of a weight, or the maximum.
+
+        Parameters
+        ----------
+        member : one of the group's.
+        order : 1, 2 or ``"max"``.
+
+        Returns
+        -------
+        (units,) float64
+
+        Raises
+        ------
+        WeightError : the weight holds NaN or infinity.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            totals = self.scoring.totals(member.tensor, member.axis, order)[member.indices]
+            scores = totals.max(1) if order == "max" else totals.sum(1)
+        if not np.isfinite(scores).all():
+            self.refuse(member.tensor)
+        return scores
+
+    def aggregate(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, units) scores as (units,), in the way that was asked for."""
+        return aggregate(rows, self.scoring.aggregation)
+
+    def check_finite(self) -> None:
+        """Raise WeightError if a weight whose magnitude counts holds NaN or infinity."""
+        for member in self.contracted:
+            self.magnitude(member, "max")
+
+    def refuse(self, tensor: str) -> NoReturn:
+        """Raise WeightError for a weight that gave a score that isn't finite."""
+        array = self[tensor]
+        where = _first_infinite(array)
+        start = f"group '{self.group.name}': weight '{tensor}'"
+        if where is None:
+            raise WeightError(f"{start} is too large: its magnitudes overflow float64")
+        what = "NaN" if np.isnan(array[where]) else "infinity"
+        index = ", ".join(map(str, where))
+        raise WeightError(
+            f"{start} holds {what} (first at [{index}]) and can't be scored; "
+            "repair the model, or leave its layer whole (ignore=, --ignore)"
+        )
+
+    def _is_float(self, tensor: str) -> bool:
+        value = self._tensor(tensor)
+        return value.dtype.is_floating_point()
+
+    def _rank(self, tensor: str) -> int:
+        return len(self._tensor(tensor).shape)
+
+    def _tensor(self, tensor: str) -> ir.TensorProtocol:
+        value = self.scoring.graph.model.graph.initializers[tensor].const_value
+        assert value is not None
+        return value
+
+
+def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce a weight over its trailing axes, and over its leading ones, in one pass.
+
+    The axes are split in two where both results together are smallest.
+    """
+    shape = array.shape
+    split = min(range(len(shape) + 1), key=lambda at: math.prod(shape[:at]) + math.prod(shape[at:]))
+    rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
+    flat = array.reshape(rows, columns)
+    leading, trailing = np.zeros(rows), np.zeros(columns)
+    step = max(1, BLOCK // max(1, columns))
+    buffer = np.empty((min(step, rows), columns))
+    with np.errstate(all="ignore"):
+        for start in range(0, rows if columns else 0, step):
+            part = flat[start : start + step]
+            block = buffer[: len(part)]
+            np.copyto(block, part, casting="unsafe")
+            if order == 2:
+                np.multiply(block, block, out=block)
+            else:
+                np.abs(block, out=block)
+            if order == "max":
+                block.max(axis=1, out=leading[start : start + step])
+                np.maximum(trailing, block.max(axis=0), out=trailing)
+            else:
+                block.sum(axis=1, out=leading[start : start + step])
+                trailing += block.sum(axis=0)
+    return leading.reshape(shape[:split]), trailing.reshape(shape[split:])
+
+
+def _first_infinite(array: np.ndarray) -> tuple[int, ...] | None:
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        wrong = ~np.isfinite(flat[start : start + BLOCK].astype(np.float64))
+        if wrong.any():
+            index = np.unravel_index(start + int(np.argmax(wrong)), array.shape)
+            return tuple(int(i) for i in index)
+    return None
