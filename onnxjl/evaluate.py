@@ -1,0 +1,63 @@
+"""How good a network is on labelled data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxjl import session
+from onnxjl.data import BATCH_SIZE, TARGET, labelled
+from onnxjl.errors import DataError
+from onnxjl.graph import Graph
+from onnxjl.progress import progress
+
+
+def accuracy(graph: Graph, data: Any, *, batch_size: int = BATCH_SIZE) -> float:
+    """Fraction of samples whose largest output is that of their class, in onnxruntime.
+
+    Parameters
+    ----------
+    graph : a classifier; its first output is (samples, classes), where further axes of size 1 are
+        passed over.
+    data : labelled samples, see `onnxjl.data`; the labels are (samples,) int, 0-based classes.
+    batch_size : samples in a batch where the graph leaves the number open.
+
+    Returns
+    -------
+    float in [0, 1]
+
+    Raises
+    ------
+    DataError : the data don't fit the graph, or the outputs or labels aren't those of a classifier.
+    ModelError : onnxruntime can't run the graph.
+    """
+    opened = session.open_session(graph, optimized=True)
+    output = graph.model.graph.outputs[0].name or ""
+    right, samples = 0, 0
+    for feeds, target in progress(
+        labelled(data, graph, batch_size=batch_size), "measuring accuracy"
+    ):
+        scores = np.asarray(session.run(opened, feeds, [output])[output])
+        if target.dtype.kind not in "iub" or target.shape != (len(target),):
+            raise DataError(
+                f"'{TARGET}': expected one integer for each sample, came {target.dtype} of shape "
+                f"{target.shape}"
+            )
+        if scores.ndim < 2 or scores.size != scores.shape[0] * scores.shape[1]:
+            raise DataError(
+                f"accuracy needs outputs of shape (samples, classes); '{output}' has {scores.shape}"
+            )
+        if len(scores) != len(target):
+            raise DataError(
+                f"output '{output}' has {len(scores)} rows for a batch of {len(target)} samples"
+            )
+        classes = scores.shape[1]
+        if target.min() < 0 or target.max() >= classes:
+            raise DataError(
+                f"'{TARGET}' holds classes {target.min()} to {target.max()}; output '{output}' has "
+                f"0 to {classes - 1}"
+            )
+        right += int((scores.reshape(len(scores), classes).argmax(axis=1) == target).sum())
+        samples += len(target)
+    return right / samples
