@@ -38,6 +38,8 @@ class Plan:
     opset : opset of that graph, likewise.
     request : what was asked for.
     engine : ``"numpy"`` or ``"flux"``.
+    sizes : intermediate value name -> axis -> new size, where the analysis that made the plan is
+        at hand; otherwise `apply` infers shapes. No part of the plan as data.
     """
 
     kept: Kept
@@ -49,6 +51,7 @@ class Plan:
     opset: int | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "numpy"
+    sizes: Mapping[str, Mapping[int, int]] | None = field(default=None, repr=False)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -162,6 +165,7 @@ class Plan:
             constants={**self.constants, **later.constants},
             removed_nodes=(*self.removed_nodes, *later.removed_nodes),
             request=later.request,
+            sizes=None,
         )
 
 
@@ -217,7 +221,10 @@ def apply(graph: Graph, plan: Plan) -> Graph:
             raise PlanError(f"node '{name}' has no input to stand in for it")
         node.outputs[0].replace_all_uses_with(passed)
         model.graph.remove(node, safe=True)
-    _infer_shapes(model)
+    if plan.sizes is None:
+        _infer_shapes(model)
+    else:
+        _shrink_shapes(model, plan.sizes)
     before = graph.plan
     return replace(
         graph,
@@ -234,6 +241,15 @@ def _infer_shapes(model: ir.Model) -> None:
             if not value.is_graph_output():
                 value.shape = None
     ShapeInferencePass()(model)
+
+
+def _shrink_shapes(model: ir.Model, sizes: Mapping[str, Mapping[int, int]]) -> None:
+    """Write the shapes that intermediate values have now."""
+    for node in model.graph:
+        for value in node.outputs:
+            changed = sizes.get(value.name or "")
+            if changed and value.shape is not None:
+                value.shape = ir.Shape([changed.get(i, d) for i, d in enumerate(value.shape)])
 
 
 def _initializer(

@@ -63,6 +63,25 @@ class Editor:
             sizes.append(kept)
         return tuple(sizes)
 
+    def new_sizes(self) -> dict[str, dict[int, int]]:
+        """Return the axes that shrink of all values, with their new sizes."""
+        found: dict[str, dict[int, int]] = {}
+        alive: dict[int, int] = {}
+        for key, axes in self._run.axes.items():
+            for i, axis in enumerate(axes):
+                old = new = 1
+                for f in axis:
+                    old *= f.size
+                    if f.labels is None:
+                        new *= f.size
+                        continue
+                    if id(f.labels) not in alive:
+                        alive[id(f.labels)] = int(self._alive[f.labels].sum())
+                    new *= alive[id(f.labels)]
+                if new != old:
+                    found.setdefault(key, {})[i] = new
+        return found
+
     def changed_axes(self, value: ir.Value) -> list[int]:
         """Return the axes of a value that shrink."""
         before, after = self._run.sizes(value), self.new_shape(value)

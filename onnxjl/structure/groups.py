@@ -221,6 +221,7 @@ class Structure:
             constants=editor.constants,
             source_graph=self.graph,
             request=dict(request or {}),
+            sizes=editor.new_sizes(),
         )
 
 
