@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir import external_data
 
 from onnxjl.errors import ExternalDataError, ModelError, UsageError
+from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
 from onnxjl.proto import weightless
 from onnxjl.wire import split_weights
@@ -21,6 +22,7 @@ from onnxjl.wire import split_weights
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Graph
 
 
+@without_collection
 def load(
     model: Source,
     *,
@@ -234,7 +236,7 @@ def _tensors(graph: ir.Graph) -> Iterator[tuple[ir.Value | None, ir.TensorProtoc
         for node in inner:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield None, attribute.as_tensor()
+                    yield None, attribute.value
 
 
 def _locate_external(

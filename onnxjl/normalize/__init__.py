@@ -9,6 +9,7 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
 from onnxjl.load import Source, clone, load
 from onnxjl.normalize.constants import lift_constants
@@ -16,8 +17,12 @@ from onnxjl.normalize.dead import drop_dead
 from onnxjl.normalize.fold import fold
 from onnxjl.normalize.gemm import to_gemm
 from onnxjl.normalize.inference_form import drop_identities, to_inference_form
+from onnxjl.normalize.layer_norm import to_layer_norm
 from onnxjl.normalize.names import name_nodes
-from onnxjl.normalize.opset import raise_opset
+from onnxjl.normalize.opset import lower_ir_version, raise_opset
+from onnxjl.normalize.signature import drop_default_inputs
+from onnxjl.normalize.split import write_split_sizes
+from onnxjl.normalize.transposes import cancel_transposes
 from onnxjl.normalize.unshare import unshare_constants
 
 
@@ -30,6 +35,7 @@ Pass = Callable[[ir.Model], ir.Model]
 
 PASSES: tuple[Pass, ...] = (
     inline_functions,
+    drop_default_inputs,
     raise_opset,
     lift_constants,
     to_inference_form,
@@ -37,13 +43,18 @@ PASSES: tuple[Pass, ...] = (
     drop_dead,
     fold,
     drop_dead,
+    to_layer_norm,
+    cancel_transposes,
+    write_split_sizes,
     to_gemm,
     unshare_constants,
     drop_dead,
     name_nodes,
+    lower_ir_version,
 )
 
 
+@without_collection
 def normalize(model: Source, *, opset: int | None = None) -> Graph:
     """Write a network one way: the form that everything after this expects.
 

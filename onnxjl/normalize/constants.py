@@ -36,7 +36,7 @@ def lift_constants(model: ir.Model) -> ir.Model:
 def _tensor(name: str, attribute: ir.Attr) -> ir.TensorProtocol | None:
     match name:
         case "value":
-            return attribute.as_tensor()
+            return attribute.value
         case "value_int":
             return ir.Tensor(np.array(attribute.as_int(), np.int64))
         case "value_ints":

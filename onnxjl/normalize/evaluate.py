@@ -25,6 +25,8 @@ SYMBOLIC = {
     "Expand",
     "Gather",
     "Identity",
+    "Max",
+    "Min",
     "Mul",
     "Neg",
     "ReduceProd",
@@ -43,7 +45,7 @@ SYMBOLIC = {
 _REFERENCE = frozenset(
     "Abs And ArgMax ArgMin BitShift Ceil Clip Compress Cos CumSum Einsum Elu Erf Exp EyeLike Floor "
     "GatherElements GatherND Greater GreaterOrEqual HardSigmoid IsInf IsNaN LeakyRelu Less "
-    "LessOrEqual Log MatMul Max Mean Min Mod NonZero Not OneHot Or Pad Pow Reciprocal ReduceL1 "
+    "LessOrEqual Log MatMul Mean Mod NonZero Not OneHot Or Pad Pow Reciprocal ReduceL1 "
     "ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
     "ReduceSumSquare Relu Resize ReverseSequence Round ScatterElements ScatterND Selu Sigmoid Sign "
     "Sin Size Softmax Softplus Sqrt Sum Tan Tanh Tile TopK Trilu Unique Xor".split()
@@ -246,6 +248,32 @@ def _quotient(x: Any, y: Any) -> int | Polynomial:
     return quotient if (x >= 0) == (y > 0) else -quotient
 
 
+def _extreme(largest: bool) -> Operator:
+    def apply(*arrays: Array, **_: Any) -> Array | None:
+        best = arrays[0]
+        for array in arrays[1:]:
+            if best.dtype == object or array.dtype == object:
+                shape = np.broadcast_shapes(best.shape, array.shape)
+                chosen = [_more_extreme(x, y, largest) for x, y in np.broadcast(best, array)]
+                best = np.empty(shape, object)
+                best.reshape(-1)[:] = chosen
+            else:
+                best = (np.maximum if largest else np.minimum)(best, array)
+        return best
+
+    return apply
+
+
+def _more_extreme(x: Any, y: Any, largest: bool) -> int | Polynomial:
+    difference = x - y if largest else y - x
+    if not isinstance(difference, Polynomial):
+        return x if difference >= 0 else y
+    if difference.is_positive:
+        return x
+    negated = -difference
+    return y if isinstance(negated, Polynomial) and negated.is_positive else Polynomial.unknown()
+
+
 def _neg(x: Array, **_: Any) -> Array:
     return -x
 
@@ -326,6 +354,8 @@ _OPERATORS: dict[str, Operator] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "Identity": _identity,
+    "Max": _extreme(largest=True),
+    "Min": _extreme(largest=False),
     "Mul": _arithmetic(np.multiply),
     "Neg": _neg,
     "Range": _range,

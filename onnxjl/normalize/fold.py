@@ -138,6 +138,12 @@ class _Walk:
         self.constants: dict[ir.Value, _Constant] = {}
         self.sizes: dict[ir.Value, np.ndarray] = {}
         self.improved: set[ir.Value] = set()
+        self.declared = {
+            dim.value
+            for value in model.graph.inputs
+            for dim in value.shape or ()
+            if isinstance(dim, ir.SymbolicDim)
+        }
 
     def run(self) -> None:
         nodes = list(self.graph)
@@ -183,7 +189,7 @@ class _Walk:
             if len(old) != len(dims):
                 return
             dims = [
-                a if isinstance(a, int) or (_is_vague(b) and not _is_vague(a)) else b
+                a if isinstance(a, int) or (self._is_vague(b) and not self._is_vague(a)) else b
                 for a, b in zip(old, dims, strict=True)
             ]
             if tuple(dims) == old:
@@ -202,7 +208,15 @@ class _Walk:
 
     def _is_settled(self, value: ir.Value) -> bool:
         dims = self.dims(value)
-        return dims is not None and not any(map(_is_vague, dims))
+        return dims is not None and not any(map(self._is_vague, dims))
+
+    def _is_vague(self, dim: int | Polynomial) -> bool:
+        """Whether a dimension is but a placeholder, ours or that of ONNX's inference."""
+        if not isinstance(dim, Polynomial):
+            return False
+        return not dim.is_known or any(
+            name.startswith("unk__") and name not in self.declared for name in dim.names
+        )
 
     def _infer(self, node: ir.Node) -> None:
         """Infer the outputs' shapes again where the inputs are better known than they were."""
@@ -319,7 +333,7 @@ class _Walk:
         for part in parts:
             assert part is not None
             for i, size in enumerate(part):
-                if _is_vague(best[i]) and not _is_vague(size):
+                if self._is_vague(best[i]) and not self._is_vague(size):
                     best[i] = size
         best[axis] = total
         return tuple(best)
@@ -383,7 +397,13 @@ class _Walk:
         if node.op_type in ("Shape", "Size"):
             self._evaluate_shape(node)
             return
-        if all(value is None or self._is_known(value) for value in node.inputs):
+        if (
+            node.op_type == "CastLike"
+            and node.inputs[0] is not None
+            and self._is_known(node.inputs[0])
+        ):
+            self._evaluate_cast_like(node)
+        elif all(value is None or self._is_known(value) for value in node.inputs):
             if node.inputs:
                 self._evaluate_constant(node)
         elif (
@@ -419,6 +439,17 @@ class _Walk:
             origin = f"{present[0].origin}_{_REARRANGED[node.op_type]}"
         for value, array in zip(node.outputs, outputs, strict=False):
             self._learn(value, _Constant(array, roots, origin))
+
+    def _evaluate_cast_like(self, node: ir.Node) -> None:
+        """Of the second input only the type matters."""
+        known, like, output = self._constant(node.inputs[0]), node.inputs[1], node.outputs[0]
+        if known is None or like is None or like.dtype is None:
+            return
+        example = np.empty(0, like.dtype.numpy())
+        results = evaluate(node, [known.array, example], self.opset)
+        if results is not None:
+            origin = None if known.origin is None else f"{known.origin}_cast"
+            self._learn(output, _Constant(results[0], known.roots, origin))
 
     def _learn(self, value: ir.Value, known: _Constant) -> None:
         self.constants[value] = known
@@ -484,8 +515,11 @@ class _Walk:
         if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():
             return
         dims = self.dims(node.inputs[0]) or ()
+        result = self.dims(node.outputs[0])
+        if result is None or 0 in target:
+            result = tuple(target)
         settled: list[int] = []
-        for axis, size in enumerate(target):
+        for axis, size in enumerate(result):
             if not isinstance(size, Polynomial):
                 settled.append(int(size))
             elif axis < len(dims) and size == dims[axis]:
@@ -534,11 +568,6 @@ class _Walk:
         if not array.flags.c_contiguous and array.size and 0 not in array.strides:
             array = np.ascontiguousarray(array)
         value.replace_all_uses_with(add_initializer(self.graph, name, array))
-
-
-def _is_vague(dim: int | Polynomial) -> bool:
-    """Whether a dimension is but a placeholder, ours or that of ONNX's inference."""
-    return isinstance(dim, Polynomial) and (not dim.is_known or "unk__" in str(dim))
 
 
 def _expected_bytes(node: ir.Node, dims: Dims | None) -> int:

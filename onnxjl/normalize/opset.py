@@ -10,6 +10,20 @@ from onnxjl.proto import weightless
 
 OLDEST, USUAL = 13, 17
 
+# Versions of ONNX's file format that first had these types.
+_IR_VERSIONS = {
+    ir.DataType.FLOAT8E4M3FN: 9,
+    ir.DataType.FLOAT8E4M3FNUZ: 9,
+    ir.DataType.FLOAT8E5M2: 9,
+    ir.DataType.FLOAT8E5M2FNUZ: 9,
+    ir.DataType.INT4: 10,
+    ir.DataType.UINT4: 10,
+    ir.DataType.FLOAT4E2M1: 11,
+    ir.DataType.FLOAT8E8M0: 12,
+    ir.DataType.INT2: 13,
+    ir.DataType.UINT2: 13,
+}
+
 
 def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     """Raise the default operator set to 17 if it is older than 13, further if `opset` says so.
@@ -32,6 +46,8 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     if target == current:
         model.opset_imports.setdefault("", current)
         return model
+    if current >= OLDEST and target == USUAL:
+        return to_opset_17(model)
     try:
         proto = onnx.version_converter.convert_version(weightless(model), target)
     except Exception as error:
@@ -49,3 +65,33 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     graph.inputs.clear()
     graph.inputs.extend(kept)
     return converted
+
+
+def to_opset_17(model: ir.Model) -> ir.Model:
+    """Raise the default operator set from 13 … 16 to 17, where little changed meaning.
+
+    Batch normalization must be in inference form.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type == "RoiAlign":
+            # Its default became half_pixel with opset 16.
+            node.attributes.setdefault(
+                "coordinate_transformation_mode",
+                ir.AttrString("coordinate_transformation_mode", "output_half_pixel"),
+            )
+    model.opset_imports[""] = USUAL
+    return model
+
+
+def lower_ir_version(model: ir.Model) -> ir.Model:
+    """Choose the lowest version of the file format that has all that is in the model."""
+    imports = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
+    version = onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)
+    # Initializers needn't be inputs since version 4.
+    version = max(4, version)
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        for value in graph.initializers.values():
+            if value.dtype is not None:
+                version = max(version, _IR_VERSIONS.get(value.dtype, 0))
+    model.ir_version = version
+    return model

@@ -40,9 +40,14 @@ class Polynomial:
         return cls({(f"?{next(_unknowns)}",): 1})
 
     @property
+    def names(self) -> frozenset[str]:
+        """What it is made of."""
+        return frozenset(name for names in self._terms for name in names)
+
+    @property
     def is_known(self) -> bool:
         """Whether it consists of sizes only."""
-        return not any(name.startswith("?") for names in self._terms for name in names)
+        return not any(name.startswith("?") for name in self.names)
 
     @property
     def is_positive(self) -> bool:

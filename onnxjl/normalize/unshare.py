@@ -36,7 +36,7 @@ def unshare_constants(model: ir.Model) -> ir.Model:
         assert value.name is not None
         assert value.const_value is not None
         for use in ours:
-            name = names.fresh(f"{value.name}_1")
+            name = names.fresh(value.name)
             copy = add_initializer(graph, name, renamed(value.const_value, name))
             use.node.replace_input_with(use.idx, copy)
     return model
