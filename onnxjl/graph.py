@@ -65,3 +65,8 @@ class Graph:
         value = self.model.graph.initializers[name]
         assert value.const_value is not None
         return value.const_value.numpy()
+
+
+def node_name(node: ir.Node) -> str:
+    """Return the node's name, or its first output's where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), "")

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import PlanError
-from onnxjl.graph import Graph
+from onnxjl.graph import Graph, node_name
 from onnxjl.load import load
 from onnxjl.normalize import normalize
-from onnxjl.structure.names import node_name
 
 FORMAT = 1
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]

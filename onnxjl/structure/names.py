@@ -6,12 +6,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from onnxjl.graph import Graph
-
-
-def node_name(node: ir.Node) -> str:
-    """Return the node's name, or its first output's where it has none."""
-    return node.name or next((v.name for v in node.outputs if v.name), "")
+from onnxjl.graph import Graph, node_name
 
 
 def weight(node: ir.Node) -> ir.Value | None:
