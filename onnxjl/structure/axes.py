@@ -251,7 +251,7 @@ def split_labels(
     -------
     The axis that keeps units, and its labels.
     """
-    grid = np.asarray(vector).reshape(shape)
+    grid = vector.reshape(shape)
     roots = labels.find(grid)
     keeper = None
     for axis in range(len(shape)):

@@ -320,7 +320,9 @@ class _Builder:
         # Fixed units stay in every sense; label arrays that are shared need no second look.
         self.vectors = self._label_arrays()
         self._sizes: dict[int, Size] = {}
+        self.places: dict[int, list[tuple[int, Indices]]] = {}
         self.units, self.unit_of, self.group_of, self.starts = self._number_units()
+        self.widths = np.diff(self.starts, append=len(self.group_of))
 
     def _label_arrays(self) -> list[NDArray[np.int64]]:
         seen: dict[int, NDArray[np.int64]] = {}
@@ -382,34 +384,50 @@ class _Builder:
         """
         random = np.random.default_rng(0)
         units = len(self.group_of)
-        sizes = np.diff(self.starts, append=units)
         order = np.lexsort((random.random(units), self.group_of))
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
-        kept[order] = rank < random.integers(1, sizes)[self.group_of]
+        kept[order] = rank < random.integers(1, self.widths)[self.group_of]
         return Editor(self.run, kept[self.unit_of][self.roots]).attempt()
 
-    def _places(self, vector: NDArray[np.int64]) -> Iterator[tuple[int, Indices]]:
-        """Yield (group, (units, k) indices) for each group with units on a vector of labels."""
-        units = self.unit_of[self.roots[vector]]
-        positions = np.flatnonzero(units >= 0)
-        if not len(positions):
-            return
-        units = units[positions]
-        order = np.argsort(units, kind="stable")
-        positions, units = positions[order], units[order]
-        owner = self.group_of[units]
-        cuts = np.flatnonzero(np.diff(owner, prepend=-1))
-        for start, stop in zip(cuts, [*cuts[1:], len(units)], strict=True):
-            g = int(owner[start])
-            yield g, positions[start:stop].reshape(self._size(g), -1)
+    def _all_places(
+        self, vectors: Sequence[NDArray[np.int64]]
+    ) -> dict[int, list[tuple[int, Indices]]]:
+        """Return (group, (units, k) indices) of each group on each vector of labels, by its id."""
+        result: dict[int, list[tuple[int, Indices]]] = {id(v): [] for v in vectors}
+        if not vectors:
+            return result
+        lengths = np.array([len(v) for v in vectors])
+        units = self.unit_of[self.roots[np.concatenate(vectors)]]
+        owner = np.repeat(np.arange(len(vectors)), lengths)
+        positions = np.arange(len(units)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        present = units >= 0
+        units, owner, positions = units[present], owner[present], positions[present]
+        if not len(units):
+            return result
+        order = np.argsort(owner * (len(self.group_of) + 1) + units, kind="stable")
+        positions, owner = positions[order], owner[order]
+        segment = owner * (len(self.starts) + 1) + self.group_of[units[order]]
+        cuts = np.flatnonzero(np.diff(segment, prepend=-1))
+        widths = self.widths.tolist()
+        for start, stop, number, g in zip(
+            cuts.tolist(),
+            [*cuts[1:].tolist(), len(segment)],
+            owner[cuts].tolist(),
+            (segment[cuts] % (len(self.starts) + 1)).tolist(),
+            strict=True,
+        ):
+            indices = positions[start:stop].reshape(widths[g], -1)
+            result[id(vectors[number])].append((g, indices))
+        return result
 
-    def _size(self, g: int) -> int:
-        stop = self.starts[g + 1] if g + 1 < len(self.starts) else len(self.group_of)
-        return int(stop - self.starts[g])
-
-    def _expand(self, axis: Axis) -> NDArray[np.int64] | None:
-        return ax.expand(self.run.labels, axis)
+    def _places(self, axis: Axis) -> list[tuple[int, Indices]]:
+        """Return (group, (units, k) indices) for each group with units on an axis."""
+        if len(axis) == 1:
+            labels = axis[0].labels
+            return [] if labels is None else self.places[id(labels)]
+        vector = ax.expand(self.run.labels, axis)
+        return [] if vector is None else self._all_places([vector])[id(vector)]
 
     def _affine(self, axis: Axis) -> list[Size]:
         """Return one size for each factor of an axis."""
@@ -424,17 +442,16 @@ class _Builder:
     def _affine_factor(self, vector: NDArray[np.int64]) -> Size:
         found = self._sizes.get(id(vector))
         if found is None:
-            units = self.unit_of[self.roots[vector]]
-            units = units[units >= 0]
-            counts = np.bincount(self.group_of[units], minlength=len(self.starts))
-            owners = np.flatnonzero(counts)
-            widths = np.diff(self.starts, append=len(self.group_of))
-            found = Size(len(vector) - len(units), owners, counts[owners] // widths[owners])
-            self._sizes[id(vector)] = found
+            here = self.places[id(vector)]
+            owners = np.array([g for g, _ in here], dtype=np.int64)
+            multiplicities = np.array([i.shape[1] for _, i in here], dtype=np.int64)
+            varying = sum(i.size for _, i in here)
+            found = self._sizes[id(vector)] = Size(len(vector) - varying, owners, multiplicities)
         return found
 
     def build(self) -> Structure:
         number = len(self.starts)
+        self.places = self._all_places(self.vectors)
         members: list[list[Member]] = [[] for _ in range(number)]
         activations: list[list[Activation]] = [[] for _ in range(number)]
         made_by: list[list[str]] = [[] for _ in range(number)]
@@ -442,16 +459,13 @@ class _Builder:
         run = self.run
         for name in run.graph.model.graph.initializers:
             for i, axis in enumerate(run.axes.get(name, ())):
-                vector = self._expand(axis)
-                if vector is not None:
-                    for g, indices in self._places(vector):
-                        members[g].append(Member(name, i, indices))
+                for g, indices in self._places(axis):
+                    members[g].append(Member(name, i, indices))
         for product in run.products:
             for value, i in product.consumed:
                 axes = run.axes.get(value.name or "")
-                vector = None if axes is None else self._expand(axes[i])
-                if vector is not None and not value.is_initializer():
-                    for g, indices in self._places(vector):
+                if axes is not None and not value.is_initializer():
+                    for g, indices in self._places(axes[i]):
                         activations[g].append(Activation(value.name or "", i, indices))
         whole: list[Whole] = []
         for node in layers(self.run.graph):
@@ -462,7 +476,7 @@ class _Builder:
             if not made:
                 whole.append(Whole(self.names[node], node_name(node), self._why_whole(node)))
         macs, params, size_in_bytes, terms = self._costs(number)
-        sizes = np.array([self._size(g) for g in range(number)], dtype=np.int64)
+        sizes = self.widths
         one = np.ones(number, dtype=np.int64)
         macs_each = -macs.increase(sizes, -one)
         params_each = -params.increase(sizes, -one)
@@ -508,8 +522,7 @@ class _Builder:
         made: set[int] = set()
         for factor in output_axis(self.run, node):
             if factor.labels is not None:
-                units = self.unit_of[self.roots[factor.labels]]
-                made.update(np.unique(self.group_of[units[units >= 0]]).tolist())
+                made.update(g for g, _ in self.places[id(factor.labels)])
         return sorted(made)
 
     def _why_whole(self, node: ir.Node) -> str:

@@ -56,6 +56,7 @@ class Interpreter:
         self.head_votes: dict[str, int] = {}
         self.group_votes: dict[str, int] = {}
         self.unruled: dict[str, str] = {}
+        self._met: tuple[ir.Node | None, int] = (None, 0)
         self._dims: dict[str, np.ndarray] = {}
         self._dim_axes: list[tuple[Axis, ...]] = [()]
         self._run()
@@ -101,9 +102,15 @@ class Interpreter:
         """Unite two axes of equal size."""
         if ax.size(a) != ax.size(b):
             raise Unruled("its inputs' shapes disagree")
-        return ax.unite(
-            self.labels, a, b, self.why(f"meets an axis that can't shrink at {name(node)}")
-        )
+        if a is b or not (a and b):
+            return a
+        return ax.unite(self.labels, a, b, self._meeting(node))
+
+    def _meeting(self, node: ir.Node) -> int:
+        """Return the reason for units that meet a plain axis at a node."""
+        if node is not self._met[0]:
+            self._met = (node, self.why(f"meets an axis that can't shrink at {name(node)}"))
+        return self._met[1]
 
     def unite_all(self, axes: Sequence[Axis], node: ir.Node) -> Axis:
         """Unite axes that broadcast together: those of size 1 don't count, unless all are."""

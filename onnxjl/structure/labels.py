@@ -33,6 +33,7 @@ class Labels:
         self._fixed = np.zeros(1024, dtype=np.int32)
         self._inexact = np.zeros(1024, dtype=np.int32)
         self._kind = np.zeros(1024, dtype=np.int8)
+        self._pending: list[tuple[LabelArray, LabelArray]] = []
         self.count = 0
         self._reasons: list[str] = [""]
         self._reason_numbers: dict[str, int] = {"": 0}
@@ -55,30 +56,34 @@ class Labels:
 
     def find(self, labels: LabelArray) -> LabelArray:
         """Return the smallest label of each label's set; same shape."""
-        parent = self._parent
-        labels = np.asarray(labels)
-        roots = parent[labels]
-        while True:
-            above = parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        parent[labels] = roots
-        return roots
+        self._settle()
+        return self._parent[labels]
 
     def unite(self, a: LabelArray, b: LabelArray) -> None:
         """Unite the sets of `a` and `b` elementwise; the arrays broadcast."""
-        a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b))
-        a, b = a.ravel(), b.ravel()
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        self._pending.append((a.reshape(-1), b.reshape(-1)))
+
+    def _settle(self) -> None:
+        """Carry out the unions asked for since the last look: all at once is many times faster."""
+        if not self._pending:
+            return
+        a = np.concatenate([pair[0] for pair in self._pending])
+        b = np.concatenate([pair[1] for pair in self._pending])
+        self._pending.clear()
+        parent = self._parent[: self.count]
         while True:
-            roots_a, roots_b = self.find(a), self.find(b)
-            differ = roots_a != roots_b
+            a, b = parent[a], parent[b]
+            differ = a != b
             if not differ.any():
                 return
-            a, b = roots_a[differ], roots_b[differ]
+            a, b = a[differ], b[differ]
             # Hooking larger roots under smaller ones can't make a cycle; where one root is hooked
             # under several, the smallest wins and the next round unites the rest.
-            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
+            np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+            while not np.array_equal(above := parent[parent], parent):
+                parent[:] = above
 
     def reason(self, text: str) -> int:
         """Return the number under which this reason is kept."""
@@ -114,8 +119,7 @@ class Labels:
         self,
     ) -> tuple[LabelArray, NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
         """Return each label's root, and at roots: why fixed, why inexact (0: they aren't), kind."""
-        every = np.arange(self.count, dtype=np.int64)
-        roots = self.find(every)
+        roots = self.find(np.arange(self.count, dtype=np.int64))
         fixed = self._earliest(self._fixed, roots)
         inexact = self._earliest(self._inexact, roots)
         kind = np.zeros(self.count, dtype=np.int8)

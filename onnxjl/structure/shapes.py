@@ -59,8 +59,38 @@ class Shapes:
         for value in model.graph.inputs:
             if value.name is not None and value.dtype is not None:
                 self._types[value.name] = int(value.dtype)
-        self._infer_whole(model, inputs)
+        if not self._take_declared(model):
+            self._infer_whole(model, inputs)
         self._walk(model)
+
+    def _take_declared(self, model: ir.Model) -> bool:
+        """Take the shapes that normalization inferred; return whether they are all concrete.
+
+        Named dimensions of the inputs have their sample sizes.
+        """
+        symbols: dict[str, int] = {}
+        for value in model.graph.inputs:
+            concrete = self.sizes.get(value.name or "", ())
+            for dim, size in zip(value.shape or (), concrete, strict=False):
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                    symbols.setdefault(str(dim.value), size)
+        found: dict[str, Shape] = {}
+        for node in model.graph:
+            for value in node.outputs:
+                if not value.name:
+                    continue
+                if value.shape is None or value.dtype is None:
+                    return False
+                sizes: list[int] = []
+                for dim in value.shape:
+                    number = dim if isinstance(dim, int) else symbols.get(str(dim.value))
+                    if number is None:
+                        return False
+                    sizes.append(number)
+                found[value.name] = tuple(sizes)
+                self._types[value.name] = int(value.dtype)
+        self.sizes.update(found)
+        return True
 
     def _infer_whole(self, model: ir.Model, inputs: Mapping[str, Shape]) -> None:
         """Run ONNX's shape inference on a copy without weights, at the sample shapes."""
