@@ -57,7 +57,13 @@ class Labels:
     def find(self, labels: LabelArray) -> LabelArray:
         """Return the smallest label of each label's set; same shape."""
         self._settle()
-        return self._parent[labels]
+        return self._roots(labels)
+
+    def _roots(self, labels: LabelArray) -> LabelArray:
+        roots = self._parent[labels]
+        while not np.array_equal(above := self._parent[roots], roots):
+            roots = above
+        return roots
 
     def unite(self, a: LabelArray, b: LabelArray) -> None:
         """Unite the sets of `a` and `b` elementwise; the arrays broadcast."""
@@ -73,8 +79,9 @@ class Labels:
         b = np.concatenate([pair[1] for pair in self._pending])
         self._pending.clear()
         parent = self._parent[: self.count]
+        many = 8 * len(a) > self.count
         while True:
-            a, b = parent[a], parent[b]
+            a, b = self._roots(a), self._roots(b)
             differ = a != b
             if not differ.any():
                 return
@@ -82,7 +89,7 @@ class Labels:
             # Hooking larger roots under smaller ones can't make a cycle; where one root is hooked
             # under several, the smallest wins and the next round unites the rest.
             np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-            while not np.array_equal(above := parent[parent], parent):
+            while many and not np.array_equal(above := parent[parent], parent):
                 parent[:] = above
 
     def reason(self, text: str) -> int:

@@ -22,6 +22,17 @@ Shape = tuple[int, ...]
 MOST_ELEMENTS = 65_536
 # The scales of a resize are floats that shapes follow from.
 _SCALES = 16
+# onnxruntime's operators that have rules: outputs 0 and 3 are shaped as their first input.
+_SHAPED_AS_INPUT = frozenset(
+    {
+        "BiasGelu",
+        "FastGelu",
+        "Gelu",
+        "QuickGelu",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 )
@@ -149,6 +160,12 @@ class Shapes:
     def _infer_node(self, node: ir.Node, versions: Mapping[str, int]) -> None:
         names = [v.name for v in node.inputs if v is not None and v.name]
         if any(name not in self.sizes or name not in self._types for name in names):
+            return
+        if node.domain == "com.microsoft" and node.op_type in _SHAPED_AS_INPUT:
+            for value in (*node.outputs[:1], *node.outputs[3:4]):
+                if value.name:
+                    self.sizes[value.name] = self.sizes[names[0]]
+                    self._types[value.name] = self._types[names[0]]
             return
         try:
             schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
