@@ -25,7 +25,7 @@ def prune(
     criterion: str | Callable[..., Any] = "l2",
     scope: Scope = "global",
     aggregation: str = "mean",
-    normalization: str = "mean",
+    normalization: str | None = None,
     ignore: Sequence[str] = (),
     amount_for: Mapping[str, float] | None = None,
     round_to: int = 1,
@@ -48,7 +48,8 @@ def prune(
         is more important.
     scope : "global" ranks the units of all groups together, "local" takes the same share of each.
     aggregation : how scores of a group's weights become one: "mean", "sum" or "max".
-    normalization : what a group's scores are divided by: its "mean", its "max", or "none".
+    normalization : what a group's scores are divided by: its "mean", its "max", or "none"; by
+        default the criterion's own, which is "mean" for most.
     ignore : fnmatch patterns of layers or nodes to leave whole.
     amount_for : pattern -> fraction of units removed of the groups of matching layers.
     round_to : widths become multiples of this.
