@@ -194,7 +194,13 @@ class Checker:
         self._process.wait()
         self._messages.close()
 
-    def check(self, graph: Graph, path: str | os.PathLike[str]) -> Outcome:
+    def check(
+        self,
+        graph: Graph,
+        path: str | os.PathLike[str],
+        *,
+        inputs: Mapping[str, np.ndarray] | None = None,
+    ) -> Outcome:
         """Check the file that was written for a graph. Can be called once.
 
         A pruned graph must equal its masked source; a graph that was recovered, or pruned of
@@ -205,6 +211,7 @@ class Checker:
         ----------
         graph : what was written.
         path : where to.
+        inputs : what to run it on; random ones if not given.
 
         Returns
         -------
@@ -218,7 +225,7 @@ class Checker:
 
         reference, mode = _reference(graph)
         try:
-            feeds = random_inputs(graph.source or graph, seed=0)
+            feeds = random_inputs(graph.source or graph, seed=0) if inputs is None else inputs
         except OnnxjlError as error:
             feeds, mode = {}, "checker"
             reason = str(error)

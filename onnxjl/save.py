@@ -9,12 +9,13 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -65,6 +66,7 @@ def save(
     *,
     force: bool = False,
     check: bool = True,
+    inputs: Mapping[str, np.ndarray] | None = None,
     external: bool | None = None,
 ) -> Saved:
     """Write a graph to an ONNX file, check it, and only then give it its name.
@@ -79,6 +81,7 @@ def save(
     force : whether an existing file may be replaced. The file that the graph was loaded from
         never is.
     check : whether to compare the new file with its source in onnxruntime (see `onnxjl.check`).
+    inputs : what to run the check on, by input name; random ones if not given.
     external : whether weights go to a file of their own; None decides as said above.
 
     Returns
@@ -109,12 +112,19 @@ def save(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_as_output_error(path))
         checker = stack.enter_context(Checker()) if check else None
+
+        def finish(temporary: _Temporary) -> Outcome:
+            temporary.flush()
+            if checker is None:
+                return SKIPPED
+            return checker.check(graph, temporary.path, inputs=inputs)
+
         if external:
-            return _save_in_two(graph, target, checker)
+            return _save_in_two(graph, target, finish)
         old = _marked_data(target)
         with _Temporary(target) as temporary:
             write(graph, temporary.file)
-            outcome = _finish(temporary, graph, checker)
+            outcome = finish(temporary)
             temporary.rename(target)
         _remove_unnamed(old)
         return Saved(target, None, target.stat().st_size, outcome)
@@ -210,7 +220,7 @@ def _was_external(graph: Graph) -> bool:
     )
 
 
-def _save_in_two(graph: Graph, target: Path, checker: Checker | None) -> Saved:
+def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outcome]) -> Saved:
     """Write the weights, then the model that names them."""
     old = _marked_data(target)
     offsets: dict[str, int] = {}
@@ -233,17 +243,11 @@ def _save_in_two(graph: Graph, target: Path, checker: Checker | None) -> Saved:
         proto.metadata_props.add(key=MARK, value=data.name)
         with _Temporary(target) as temporary:
             temporary.file.write(proto.SerializeToString(deterministic=True))
-            outcome = _finish(temporary, graph, checker)
+            outcome = finish(temporary)
             temporary.rename(target)
     if old != data:
         _remove_unnamed(old)
     return Saved(target, data, target.stat().st_size + data.stat().st_size, outcome)
-
-
-def _finish(temporary: _Temporary, graph: Graph, checker: Checker | None) -> Outcome:
-    """Make sure that the file is complete, and what it should be."""
-    temporary.flush()
-    return SKIPPED if checker is None else checker.check(graph, temporary.path)
 
 
 class _Temporary:
