@@ -1,0 +1,114 @@
+"""Latency: how long onnxruntime takes for one run, as a deployed model would."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxjl.errors import UsageError
+from onnxjl.session import open_session, run
+
+if TYPE_CHECKING:
+    from onnxjl.graph import Graph
+
+_LEAST_RUNS = 5
+_WARM_UP_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one run.
+
+    Parameters
+    ----------
+    median_ms : median of all runs, in milliseconds.
+    min_ms : the fastest run, in milliseconds.
+    runs : number of runs.
+    """
+
+    median_ms: float
+    min_ms: float
+    runs: int
+
+
+def measure(
+    model: Graph | str | os.PathLike[str] | bytes,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Latency:
+    """Measure one model in onnxruntime, all optimizations on.
+
+    Parameters
+    ----------
+    model : as `onnxjl.session.open_session` takes it.
+    inputs : one array for each input, by name.
+    threads : threads for one operator.
+    seconds : how long to measure, after warming up; at least five runs are made.
+
+    Returns
+    -------
+    Latency
+
+    Raises
+    ------
+    ModelError : onnxruntime can't run the model.
+    """
+    return _measure([model], inputs, threads, seconds)[0]
+
+
+def measure_pair(
+    a: Graph | str | os.PathLike[str] | bytes,
+    b: Graph | str | os.PathLike[str] | bytes,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    threads: int = 1,
+    seconds: float = 2.0,
+) -> tuple[Latency, Latency]:
+    """Measure two models by turns, so that what else the machine does slows both alike.
+
+    Parameters
+    ----------
+    a, b : as `onnxjl.session.open_session` takes them.
+    inputs : one array for each input, by name; both models take the same.
+    threads : threads for one operator.
+    seconds : how long to measure both together; at least five runs of each are made.
+
+    Returns
+    -------
+    The latency of a, and of b.
+
+    Raises
+    ------
+    ModelError : onnxruntime can't run a model.
+    """
+    first, second = _measure([a, b], inputs, threads, seconds)
+    return first, second
+
+
+def _measure(
+    models: Sequence[Graph | str | os.PathLike[str] | bytes],
+    inputs: Mapping[str, np.ndarray],
+    threads: int,
+    seconds: float,
+) -> list[Latency]:
+    if threads < 1 or seconds < 0:
+        raise UsageError(f"threads={threads}, seconds={seconds}: expected ≥ 1 and ≥ 0")
+    sessions = [open_session(model, optimized=True, threads=threads) for model in models]
+    for session in sessions:
+        for _ in range(_WARM_UP_RUNS):
+            run(session, inputs)
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < _LEAST_RUNS or time.perf_counter() < end:
+        for session, taken in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            run(session, inputs)
+            taken.append(1e3 * (time.perf_counter() - start))
+    return [Latency(float(np.median(taken)), min(taken), len(taken)) for taken in times]
