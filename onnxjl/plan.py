@@ -261,5 +261,6 @@ def _initializer(
 
 
 def _replace(value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
-    value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=value.name)
+    # Not ascontiguousarray, which makes a scalar an array of one.
+    value.const_value = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=value.name)
     value.shape = ir.Shape(array.shape)
