@@ -12,10 +12,9 @@ import onnx_ir as ir
 
 from onnxjl.normalize.evaluate import SYMBOLIC, evaluate
 from onnxjl.normalize.polynomial import Polynomial
+from onnxjl.normalize.shape_rules import RULES, Dims
 from onnxjl.normalize.surgery import Names, add_initializer, is_constant
 from onnxjl.proto import weightless
-
-Dims = tuple["int | Polynomial", ...]
 
 # A folded result may not be larger than this (in bytes) unless what it is made of is; one that
 # `ConstantOfShape` fills costs nothing until it is written.
@@ -28,6 +27,9 @@ _SMALL = 4096
 _SHAPE_LIMIT = 64
 
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
+
+# Operators that take a shape, and as which input.
+_TARGETS = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}
 
 # What keeps the elements of a weight, and their number: operator -> suffix of its name.
 _REARRANGED = {
@@ -137,6 +139,7 @@ class _Walk:
         self.known: dict[ir.Value, Dims | None] = {}
         self.constants: dict[ir.Value, _Constant] = {}
         self.sizes: dict[ir.Value, np.ndarray] = {}
+        self.single: dict[Polynomial, ir.Value] = {}
         self.improved: set[ir.Value] = set()
         self.declared = {
             dim.value
@@ -155,8 +158,8 @@ class _Walk:
                 continue
             self._infer(node)
             self._evaluate(node)
-            if node.op_type == "Reshape":
-                self._settle_target(node)
+            if node.op_type in _TARGETS:
+                self._settle_target(node, _TARGETS[node.op_type])
         self._materialize(nodes)
 
     # Shapes
@@ -222,9 +225,9 @@ class _Walk:
         """Infer the outputs' shapes again where the inputs are better known than they were."""
         if all(map(self._is_settled, node.outputs)):
             return
-        rule = getattr(self, f"_{node.op_type}", None)
+        rule = RULES.get(node.op_type)
         if rule is not None:
-            dims = rule(node)
+            dims = rule(node, self)
             if dims is not None:
                 self._set_dims(node.outputs[0], dims)
         if self._is_settled(node.outputs[0]) or not any(
@@ -278,99 +281,36 @@ class _Walk:
             if shape is not None:
                 self._set_dims(value, [self._size(dim) for dim in shape])
 
-    def _integers(self, value: ir.Value | None) -> list[int | Polynomial] | None:
-        """The elements of a 1-D integer value, as far as they are known."""
-        if value is None:
-            return None
-        known = self._constant(value)
-        array = self.sizes.get(value) if known is None else known.array
+    def integers(self, value: ir.Value | None) -> list[int | Polynomial] | None:
+        """The elements of a 1-D integer value, None where nothing is known about them."""
+        array = self._elements(value)
         if array is None or array.ndim != 1:
             return None
         return [x if isinstance(x, Polynomial) else int(x) for x in array]
 
-    def _Reshape(self, node: ir.Node) -> Dims | None:  # noqa: N802 (rules are named as operators)
-        target = self._integers(node.inputs[1])
-        if target is None:
+    def integer(self, value: ir.Value | None) -> int | Polynomial | None:
+        """The element of an integer scalar."""
+        array = self._elements(value)
+        if array is None or array.ndim:
             return None
-        dims = self.dims(node.inputs[0])
-        keep_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
-        resolved: list[int | Polynomial] = []
-        for axis, size in enumerate(target):
-            if size == 0 and not keep_zero:
-                if dims is None or axis >= len(dims):
-                    return None
-                size = dims[axis]
-            resolved.append(size)
-        if -1 in resolved:
-            position = resolved.index(-1)
-            rest: int | Polynomial = 1
-            for axis, size in enumerate(resolved):
-                rest = rest if axis == position else rest * size
-            resolved[position] = Polynomial.unknown()
-            if dims is not None and rest != 0:
-                total: int | Polynomial = 1
-                for size in dims:
-                    total = total * size
-                if isinstance(total, Polynomial):
-                    quotient = total.divided(rest)
-                    resolved[position] = Polynomial.unknown() if quotient is None else quotient
-                elif isinstance(rest, int) and total % rest == 0:
-                    resolved[position] = total // rest
-        return tuple(resolved)
+        element = array.reshape(-1)[0]
+        return element if isinstance(element, Polynomial) else int(element)
 
-    def _Concat(self, node: ir.Node) -> Dims | None:  # noqa: N802
-        parts = [self.dims(value) for value in node.inputs]
-        if any(part is None for part in parts):
+    def floats(self, value: ir.Value | None) -> list[float] | None:
+        """The elements of a constant 1-D floating value."""
+        known = self._constant(value)
+        if known is None or known.array.dtype.kind != "f" or known.array.ndim != 1:
             return None
-        first = parts[0]
-        assert first is not None
-        axis = node.attributes["axis"].as_int() % len(first)
-        total: int | Polynomial = 0
-        for part in parts:
-            assert part is not None
-            total = total + part[axis]
-        best = list(first)
-        for part in parts:
-            assert part is not None
-            for i, size in enumerate(part):
-                if self._is_vague(best[i]) and not self._is_vague(size):
-                    best[i] = size
-        best[axis] = total
-        return tuple(best)
+        return [float(x) for x in known.array]
 
-    def _Flatten(self, node: ir.Node) -> Dims | None:  # noqa: N802
-        dims = self.dims(node.inputs[0])
-        if dims is None:
+    def _elements(self, value: ir.Value | None) -> np.ndarray | None:
+        if value is None:
             return None
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        axis += len(dims) if axis < 0 else 0
-        before: int | Polynomial = 1
-        after: int | Polynomial = 1
-        for i, size in enumerate(dims):
-            before, after = (before * size, after) if i < axis else (before, after * size)
-        return before, after
-
-    def _Expand(self, node: ir.Node) -> Dims | None:  # noqa: N802
-        target = self._integers(node.inputs[1])
-        dims = self.dims(node.inputs[0])
-        if target is None or dims is None:
+        known = self._constant(value)
+        array = self.sizes.get(value) if known is None else known.array
+        if array is None or array.dtype.kind not in "iuO" or array.size > _SHAPE_LIMIT:
             return None
-        rank = max(len(target), len(dims))
-        ours = [1] * (rank - len(dims)) + list(dims)
-        theirs = [1] * (rank - len(target)) + list(target)
-        result: list[int | Polynomial] = []
-        for a, b in zip(ours, theirs, strict=True):
-            if a == 1 or a == b:
-                result.append(b)
-            elif b == 1 or isinstance(a, int):
-                result.append(a)
-            else:
-                result.append(Polynomial.unknown())
-        return tuple(result)
-
-    def _ConstantOfShape(self, node: ir.Node) -> Dims | None:  # noqa: N802
-        target = self._integers(node.inputs[0])
-        return None if target is None else tuple(target)
+        return array
 
     # Values
 
@@ -501,35 +441,80 @@ class _Walk:
         if any(isinstance(x, Polynomial) for x in array.reshape(-1)):
             self.sizes[value] = array
             self.improved.add(value)
+            if array.shape == (1,) and value.dtype == ir.DataType.INT64:
+                self.single.setdefault(array[0], value)
         else:
             dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
             self._learn(value, _Constant(array.astype(dtype)))
 
     # Changes to the graph
 
-    def _settle_target(self, node: ir.Node) -> None:
-        """Give a `Reshape` a constant target if its target has but one unknown number."""
-        target = self.sizes.get(node.inputs[1]) if node.inputs[1] is not None else None
-        if target is None or target.ndim != 1:
+    def _settle_target(self, node: ir.Node, index: int) -> None:
+        """Give a node its target shape as a constant or, where it can't be, as one `Concat`."""
+        target = node.inputs[index]
+        if target is None or target not in self.sizes or self.sizes[target].ndim != 1:
             return
-        if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():
+        settled = self._settled(node) if node.op_type == "Reshape" else None
+        if settled is not None:
+            name = self.names.fresh(f"{node.outputs[0].name}_shape")
+            constant = add_initializer(self.graph, name, np.array(settled, np.int64))
+            node.replace_input_with(index, constant)
             return
+        producer = target.producer()
+        if producer is not None and producer.op_type not in ("Concat", "Shape"):
+            assembled = self._assembled(node, self.sizes[target])
+            if assembled is not None:
+                node.replace_input_with(index, assembled)
+
+    def _settled(self, node: ir.Node) -> list[int] | None:
+        """The target of a `Reshape` in numbers: 0 for sizes that stay, -1 for one other."""
+        if node.attributes.get_int("allowzero", 0):
+            return None
         dims = self.dims(node.inputs[0]) or ()
+        target = self.integers(node.inputs[1])
         result = self.dims(node.outputs[0])
+        assert target is not None
         if result is None or 0 in target:
             result = tuple(target)
         settled: list[int] = []
         for axis, size in enumerate(result):
             if not isinstance(size, Polynomial):
-                settled.append(int(size))
+                settled.append(size)
             elif axis < len(dims) and size == dims[axis]:
                 settled.append(0)
             else:
                 settled.append(-1)
-        if settled.count(-1) > 1:
-            return
-        name = self.names.fresh(f"{node.outputs[0].name}_shape")
-        node.replace_input_with(1, add_initializer(self.graph, name, np.array(settled, np.int64)))
+        return settled if settled.count(-1) < 2 else None
+
+    def _assembled(self, node: ir.Node, sizes: np.ndarray) -> ir.Value | None:
+        """A shape put together from its unknown sizes, each a value already, and constants."""
+        parts: list[ir.Value] = []
+        numbers: list[int] = []
+        name = f"{node.outputs[0].name}_shape"
+
+        def flush() -> None:
+            if numbers:
+                part = self.names.fresh(f"{name}_part")
+                parts.append(add_initializer(self.graph, part, np.array(numbers, np.int64)))
+                numbers.clear()
+
+        if any(isinstance(size, Polynomial) and size not in self.single for size in sizes):
+            return None
+        for size in sizes:
+            if isinstance(size, Polynomial):
+                flush()
+                parts.append(self.single[size])
+            else:
+                numbers.append(int(size))
+        flush()
+        name = self.names.fresh(name)
+        concat = ir.Node("", "Concat", parts, [ir.AttrInt64("axis", 0)], name=name, num_outputs=1)
+        output = concat.outputs[0]
+        output.name, output.type = name, ir.TensorType(ir.DataType.INT64)
+        output.shape = ir.Shape([len(sizes)])
+        self.graph.insert_before(node, concat)
+        self.sizes[output] = sizes
+        return output
 
     def _materialize(self, nodes: Sequence[ir.Node]) -> None:
         """Turn the constants that nodes which aren't constant need into initializers."""

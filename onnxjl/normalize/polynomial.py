@@ -24,10 +24,11 @@ class Polynomial:
     dimensions, which aren't negative, except for those that `unknown` makes.
     """
 
-    __slots__ = ("_terms",)
+    __slots__ = ("_bounded", "_terms")
 
     def __init__(self, terms: Mapping[Monomial, int]) -> None:
         self._terms = dict(terms)
+        self._bounded: Polynomial | None = None
 
     @classmethod
     def symbol(cls, name: str) -> Polynomial:
@@ -38,6 +39,17 @@ class Polynomial:
     def unknown(cls) -> Polynomial:
         """A number that nothing is known about, different from all others."""
         return cls({(f"?{next(_unknowns)}",): 1})
+
+    def at_most(self, bound: int) -> Polynomial:
+        """The smaller of this and a number, itself a new name."""
+        smaller = Polynomial.symbol(f"Min({bound}, {self})")
+        smaller._bounded = self
+        return smaller
+
+    @property
+    def bounded(self) -> Polynomial | None:
+        """What `at_most` bounded to make this one."""
+        return self._bounded
 
     @property
     def names(self) -> frozenset[str]:

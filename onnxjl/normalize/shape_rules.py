@@ -1,0 +1,225 @@
+"""Shapes that ONNX's own inference doesn't follow: symbolic sizes through shape arithmetic.
+
+A rule returns the dimensions of a node's first output, or None where it can't tell. Sizes are
+taken to be at least 1, and operands to fit each other, as they do in every run that succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import onnx_ir as ir
+
+from onnxjl.normalize.polynomial import Polynomial
+
+Size = int | Polynomial
+Dims = tuple[Size, ...]
+
+_END = (1 << 31) - 1
+
+
+class Knowledge(Protocol):
+    """What is known about values so far."""
+
+    def dims(self, value: ir.Value | None) -> Dims | None:
+        """A value's dimensions, None where not even their number is known."""
+
+    def integers(self, value: ir.Value | None) -> list[Size] | None:
+        """The elements of a 1-D integer value, None where nothing is known about them."""
+
+    def integer(self, value: ir.Value | None) -> Size | None:
+        """The element of an integer scalar."""
+
+    def floats(self, value: ir.Value | None) -> list[float] | None:
+        """The elements of a constant 1-D floating value."""
+
+
+Rule = Callable[[ir.Node, Knowledge], "Sequence[Size] | None"]
+
+
+def combined(a: Size, b: Size) -> Size:
+    """The size that two broadcast axes have together."""
+    if a == 1 or a == b:
+        return b
+    if b == 1 or isinstance(a, int):
+        return a
+    if isinstance(b, int):
+        return b
+    for whole, part in ((a, b), (b, a)):
+        bound = part.bounded
+        if bound is not None and bound == whole:
+            return whole
+    return Polynomial.unknown()
+
+
+def _broadcast(node: ir.Node, known: Knowledge) -> Dims | None:
+    result: list[Size] = []
+    for value in node.inputs:
+        if value is None:
+            continue
+        dims = known.dims(value)
+        if dims is None:
+            return None
+        rank = max(len(result), len(dims))
+        ours = [1] * (rank - len(result)) + result
+        theirs = [1] * (rank - len(dims)) + list(dims)
+        result = [combined(a, b) for a, b in zip(ours, theirs, strict=True)]
+    return tuple(result)
+
+
+def _expand(node: ir.Node, known: Knowledge) -> Dims | None:
+    target, dims = known.integers(node.inputs[1]), known.dims(node.inputs[0])
+    if target is None or dims is None:
+        return None
+    rank = max(len(target), len(dims))
+    ours = [1] * (rank - len(dims)) + list(dims)
+    theirs = [1] * (rank - len(target)) + target
+    return tuple(combined(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _constant_of_shape(node: ir.Node, known: Knowledge) -> Sequence[Size] | None:
+    return known.integers(node.inputs[0])
+
+
+def _reshape(node: ir.Node, known: Knowledge) -> Dims | None:
+    target, dims = known.integers(node.inputs[1]), known.dims(node.inputs[0])
+    if target is None:
+        return None
+    keep_zero = node.attributes.get_int("allowzero", 0)
+    result: list[Size] = []
+    for axis, size in enumerate(target):
+        if size == 0 and not keep_zero:
+            if dims is None or axis >= len(dims):
+                return None
+            size = dims[axis]
+        result.append(size)
+    if -1 in result:
+        position = result.index(-1)
+        rest = _product(size for i, size in enumerate(result) if i != position)
+        whole = None if dims is None or rest == 0 else _quotient(_product(dims), rest)
+        result[position] = Polynomial.unknown() if whole is None else whole
+    return tuple(result)
+
+
+def _product(sizes: object) -> Size:
+    result: Size = 1
+    for size in sizes:  # type: ignore[attr-defined]
+        result = result * size
+    return result
+
+
+def _quotient(a: Size, b: Size) -> Size | None:
+    if isinstance(a, Polynomial):
+        return a.divided(b)
+    return a // b if isinstance(b, int) and a % b == 0 else None
+
+
+def _concat(node: ir.Node, known: Knowledge) -> Dims | None:
+    parts = [known.dims(value) for value in node.inputs]
+    present = [part for part in parts if part is not None]
+    if len(present) < len(parts):
+        return None
+    axis = node.attributes["axis"].as_int() % len(present[0])
+    result = list(present[0])
+    for part in present[1:]:
+        for i, size in enumerate(part):
+            if i == axis:
+                result[i] = result[i] + size
+            elif isinstance(size, int) or (
+                isinstance(result[i], Polynomial) and not result[i].is_known  # type: ignore[union-attr]
+            ):
+                result[i] = size
+    return tuple(result)
+
+
+def _flatten(node: ir.Node, known: Knowledge) -> Dims | None:
+    dims = known.dims(node.inputs[0])
+    if dims is None:
+        return None
+    axis = node.attributes.get_int("axis", 1)
+    axis += len(dims) if axis < 0 else 0
+    return _product(dims[:axis]), _product(dims[axis:])
+
+
+def _slice(node: ir.Node, known: Knowledge) -> Dims | None:
+    dims = known.dims(node.inputs[0])
+    if dims is None or len(node.inputs) < 3:
+        return None
+    starts, ends = known.integers(node.inputs[1]), known.integers(node.inputs[2])
+    if starts is None or ends is None:
+        return None
+    given = [None, None]
+    for i in (3, 4):
+        if len(node.inputs) > i and node.inputs[i] is not None:
+            given[i - 3] = known.integers(node.inputs[i])  # type: ignore[call-overload]
+            if given[i - 3] is None:
+                return None
+    axes, steps = given[0] or list(range(len(starts))), given[1] or [1] * len(starts)
+    result = list(dims)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if isinstance(axis, Polynomial):
+            return None
+        result[axis] = _sliced(dims[axis], start, end) if step == 1 else Polynomial.unknown()
+    return tuple(result)
+
+
+def _sliced(size: Size, start: Size, end: Size) -> Size:
+    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
+        return len(range(*slice(start, end).indices(size)))
+    if start == -1 and isinstance(end, int) and end >= _END:
+        return 1
+    if isinstance(start, Polynomial) or start < 0:
+        return Polynomial.unknown()
+    if end == size or (isinstance(end, int) and end >= _END):
+        return size - start if start else size
+    if start == 0 and end == 1:
+        return 1
+    if start == 0 and isinstance(end, Polynomial) and isinstance(size, int):
+        return end.at_most(size)
+    return Polynomial.unknown()
+
+
+def _range(node: ir.Node, known: Knowledge) -> Dims | None:
+    start, limit, delta = (known.integer(value) for value in node.inputs)
+    if start is None or limit is None or delta != 1:
+        return None
+    return (limit - start,)
+
+
+def _resize(node: ir.Node, known: Knowledge) -> Dims | None:
+    dims = known.dims(node.inputs[0])
+    scales = known.floats(node.inputs[2]) if len(node.inputs) > 2 else None
+    sizes = known.integers(node.inputs[3]) if len(node.inputs) > 3 else None
+    if dims is None or "axes" in node.attributes:
+        return None
+    if sizes is not None and "keep_aspect_ratio_policy" not in node.attributes:
+        return tuple(sizes)
+    if scales is None or len(scales) != len(dims):
+        return None
+    return tuple(_scaled(size, scale) for size, scale in zip(dims, scales, strict=True))
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    if isinstance(size, int):
+        return int(size * scale)
+    return size * int(scale) if scale == int(scale) else Polynomial.unknown()
+
+
+_BROADCASTING = (
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow PRelu "
+    "Sub Sum Where Xor"
+).split()
+
+RULES: dict[str, Rule] = {
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Range": _range,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    **dict.fromkeys(_BROADCASTING, _broadcast),
+}
+"""Operator -> its rule."""
