@@ -6,30 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
 from onnx import numpy_helper
 from oracle import difference, masked_outputs, run
+from text_networks import inputs, network
 
 TOLERANCE = 1e-4
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
-
-
-def network(
-    text: str, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, Sequence[int]] = {}
-) -> onnx.ModelProto:
-    """Return the network of a text, with normal weights of these shapes and integer constants."""
-    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
-    random = np.random.default_rng(1)
-    for name, shape in shapes.items():
-        array = random.standard_normal(shape).astype(np.float32)
-        if name.startswith("variance"):
-            array = np.abs(array) + 0.5
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-    for name, values in constants.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def cut(
@@ -51,14 +34,8 @@ def cut(
 
 def gap(model: onnx.ModelProto, kept: Kept, constants: Mapping[str, Sequence[int]] = {}) -> float:
     """Return how far the network that is left is from the masked one, on random inputs."""
-    random = np.random.default_rng(2)
-    inputs = {
-        value.name: random.standard_normal(
-            [d.dim_value for d in value.type.tensor_type.shape.dim]
-        ).astype(np.float32)
-        for value in model.graph.input
-    }
-    return difference(run(cut(model, kept, constants), inputs), masked_outputs(model, kept, inputs))
+    feeds = inputs(model)
+    return difference(run(cut(model, kept, constants), feeds), masked_outputs(model, kept, feeds))
 
 
 CONVOLUTIONS = network(
@@ -305,10 +282,9 @@ def lstm(units: Sequence[int], **others: Sequence[int]) -> Kept:
 
 def lstm_gap(kept: Kept) -> float:
     """Return the gap of an LSTM of four hidden units."""
-    inputs = {"x": np.random.default_rng(3).standard_normal((4, 2, 3)).astype(np.float32)}
     small = cut(LSTM, kept)
     small.graph.node[0].attribute[0].i = 4
-    return difference(run(small, inputs), masked_outputs(LSTM, kept, inputs))
+    return difference(run(small, inputs(LSTM)), masked_outputs(LSTM, kept, inputs(LSTM)))
 
 
 def test_right_plan_of_recurrent_cell_is_accepted() -> None:

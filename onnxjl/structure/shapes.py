@@ -22,15 +22,16 @@ Shape = tuple[int, ...]
 MOST_ELEMENTS = 65_536
 # The scales of a resize are floats that shapes follow from.
 _SCALES = 16
-# onnxruntime's operators that have rules: outputs 0 and 3 are shaped as their first input.
+# Operators that have rules, but no shape inference in onnx: outputs 0 and 3 are as the first input.
 _SHAPED_AS_INPUT = frozenset(
     {
-        "BiasGelu",
-        "FastGelu",
-        "Gelu",
-        "QuickGelu",
-        "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
+        ("", "GroupNormalization"),
+        ("com.microsoft", "BiasGelu"),
+        ("com.microsoft", "FastGelu"),
+        ("com.microsoft", "Gelu"),
+        ("com.microsoft", "QuickGelu"),
+        ("com.microsoft", "SkipLayerNormalization"),
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"),
     }
 )
 _RANDOM = frozenset(
@@ -161,7 +162,7 @@ class Shapes:
         names = [v.name for v in node.inputs if v is not None and v.name]
         if any(name not in self.sizes or name not in self._types for name in names):
             return
-        if node.domain == "com.microsoft" and node.op_type in _SHAPED_AS_INPUT:
+        if (node.domain, node.op_type) in _SHAPED_AS_INPUT:
             for value in (*node.outputs[:1], *node.outputs[3:4]):
                 if value.name:
                     self.sizes[value.name] = self.sizes[names[0]]
