@@ -1,0 +1,359 @@
+"""The command line: what can be asked for, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import onnxjl
+from onnxjl.errors import OnnxjlError, UsageError
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit status. 130 is the shell's own for a command that Ctrl-C ended."""
+
+DEBUG = "ONNXJL_DEBUG"
+"""Environment variable: set to anything, errors show Python's traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : as after ``onnxjl`` in a shell; those of this process if not given.
+
+    Returns
+    -------
+    Exit status: 0 done, 1 failed, 2 misused, 130 interrupted.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return MISUSED
+    # Files that are complete, for whoever asks after an interruption.
+    options.written = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning
+            commands = import_module("onnxjl.commands")
+            status: int = getattr(commands, options.command)(options)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt:
+        done = ", ".join(options.written)
+        end = f"already written: {done}" if done else "nothing was written"
+        return _end(f"interrupted; {end}", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except UsageError as error:
+        return _end(f"error: {error}", MISUSED)
+    except OnnxjlError as error:
+        return _end(f"error: {error}", FAILED)
+    except MemoryError:
+        return _end("error: out of memory", FAILED)
+    except Exception as error:
+        return _end(
+            f"error: unexpected {type(error).__name__}: {error} (a fault of onnxjl; please report "
+            f"it with what {DEBUG}=1 shows)",
+            FAILED,
+        )
+
+
+def _end(message: str, status: int) -> int:
+    """Say in one line how the command ended."""
+    if os.environ.get(DEBUG):
+        traceback.print_exc()
+    print(f"onnxjl: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose options aren't broken at their hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"onnxjl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onnxjl",
+        description="Make trained ONNX networks smaller by removing whole channels, hidden units "
+        "and attention heads.",
+        epilog="example:\n"
+        "  onnxjl groups net.onnx                          what could go, and what couldn't\n"
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5  half the multiply–accumulates\n\n"
+        "Each command has its own --help. Exit status: 0 done, 1 failed, 2 misused.",
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"onnxjl {onnxjl.__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for add in (_info, _normalize, _groups, _prune, _apply, _compare):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=_Help,
+    )
+    command.set_defaults(command=name)
+    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    return command
+
+
+def _info(commands: Any) -> None:
+    command = _command(
+        commands,
+        "info",
+        "what is in a model",
+        "Print a model's inputs, outputs, operators, parameters, multiply–accumulates (MACs) and\n"
+        "layers. Works on any ONNX model, whether or not it can be pruned.",
+        "  onnxjl info net.onnx",
+    )
+    _model(command)
+
+
+def _normalize(commands: Any) -> None:
+    command = _command(
+        commands,
+        "normalize",
+        "write a model in the form that pruning works on",
+        "Rewrite a model without a change in what it computes: constants folded, each concept\n"
+        "written in one way, names kept. `onnxjl prune` does the same first, so the names in its\n"
+        "plans are those of this file.",
+        "  onnxjl normalize net.onnx -o normal.onnx --opset 20",
+    )
+    _model(command)
+    _output(command)
+    command.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="raise the operator set to this version (default: keep it, at least 13)",
+    )
+
+
+def _groups(commands: Any) -> None:
+    command = _command(
+        commands,
+        "groups",
+        "what can be removed together, and why not more",
+        "Print the groups of a model: layers whose channels (or hidden units, or heads) can only\n"
+        "go together, how many each has, and what removing one saves; then what stays whole and\n"
+        "why.",
+        "  onnxjl groups net.onnx --granularity head",
+    )
+    _model(command)
+    _offer(command)
+
+
+def _prune(commands: Any) -> None:
+    command = _command(
+        commands,
+        "prune",
+        "make a model smaller",
+        "Remove the least important channels, hidden units or heads until a budget is met. The\n"
+        "new file is compared with the original in onnxruntime before it gets its name.",
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5\n"
+        "  onnxjl prune net.onnx -o small.onnx --amount 0.3 --scope local --ignore 'head*'\n"
+        "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz",
+    )
+    _model(command)
+    _output(command)
+    budget = command.add_argument_group("budget (exactly one, or --amount-for alone)")
+    for name, help_ in (
+        ("macs", "keep this fraction of the multiply–accumulates"),
+        ("params", "keep this fraction of the parameters"),
+        ("bytes", "keep this fraction of the weights' bytes"),
+        ("amount", "remove this fraction of all prunable units"),
+    ):
+        budget.add_argument(f"--{name}", type=float, metavar="F", help=help_)
+    budget.add_argument(
+        "--amount-for",
+        action="append",
+        default=[],
+        metavar="PATTERN=F",
+        help="remove this fraction of the units of matching layers; can be repeated",
+    )
+    choice = command.add_argument_group("which units go")
+    choice.add_argument(
+        "--criterion",
+        default="l2",
+        metavar="NAME",
+        help="how important a unit is: random, l1, l2, linf, bn-scale, lamp, fpgm; with --data "
+        "also activation, apoz (default: l2)",
+    )
+    choice.add_argument(
+        "--scope",
+        default="global",
+        choices=("global", "local"),
+        help="rank all units together, or take the same share of each group (default: global)",
+    )
+    choice.add_argument(
+        "--aggregation",
+        default="mean",
+        choices=("mean", "sum", "max"),
+        help="how the scores of coupled layers become one (default: mean)",
+    )
+    choice.add_argument(
+        "--normalization",
+        choices=("mean", "max", "none"),
+        help="what a group's scores are divided by, to be comparable (default: mean)",
+    )
+    choice.add_argument(
+        "--data", metavar="FILE.npz", help="inputs for criteria that need some, named as inputs"
+    )
+    choice.add_argument(
+        "--round-to", type=int, default=1, metavar="N", help="widths become multiples of N"
+    )
+    choice.add_argument(
+        "--min-units", type=int, default=1, metavar="N", help="units that every group keeps"
+    )
+    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --criterion random")
+    _offer(command)
+    command.add_argument("--plan", metavar="FILE", help="also write what was removed, as JSON")
+    _measurements(command)
+
+
+def _apply(commands: Any) -> None:
+    command = _command(
+        commands,
+        "apply",
+        "remove what a plan says",
+        "Apply a plan that `onnxjl prune --plan` wrote to the same model again.",
+        "  onnxjl apply net.onnx plan.json -o small.onnx",
+    )
+    _model(command)
+    command.add_argument("plan", metavar="PLAN", help="the plan, a JSON file")
+    _output(command)
+    _measurements(command)
+
+
+def _compare(commands: Any) -> None:
+    command = _command(
+        commands,
+        "compare",
+        "how far the outputs of two models are apart",
+        "Run two models in onnxruntime on the same inputs and print, for each output, the largest\n"
+        "difference relative to the second model's largest output. Exit status 1 if they differ.",
+        "  onnxjl compare net.onnx normal.onnx\n"
+        "  onnxjl compare net.onnx small.onnx --inputs x.npz --tolerance 0.01",
+    )
+    command.add_argument("a", metavar="A", help="an ONNX file")
+    command.add_argument("b", metavar="B", help="another one")
+    _inputs(command)
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of random inputs")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="F",
+        help="relative difference that counts as equal (default: 1e-4; 16-bit floats: 2e-2)",
+    )
+    _files(command)
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="an ONNX file")
+    _files(command)
+
+
+def _files(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME=1,3,224,224",
+        help="shape of an input that the model leaves open; can be repeated (default: batch 1, "
+        "other sizes 16 or the smallest multiple of 32 that works)",
+    )
+    command.add_argument(
+        "--allow-external",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder, besides the model's own, where its external data may lie; can be repeated",
+    )
+
+
+def _output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the ONNX file to write"
+    )
+    command.add_argument("--force", action="store_true", help="replace files that exist")
+    command.add_argument(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="don't compare the new file with the original before it gets its name",
+    )
+    _inputs(command)
+
+
+def _inputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--inputs",
+        metavar="FILE.npz",
+        help="inputs to run with, named as the model's inputs (default: random)",
+    )
+
+
+def _offer(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--granularity",
+        default="channel",
+        choices=("channel", "head", "head-dim"),
+        help="channels and hidden units; also whole attention heads; or also the same feature in "
+        "every head (default: channel)",
+    )
+    command.add_argument(
+        "--allow-inexact",
+        action="store_true",
+        help="also offer groups whose removal changes a mean or normalization taken over them",
+    )
+    command.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave matching layers whole ('layer4.*'); can be repeated",
+    )
+
+
+def _measurements(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--validate",
+        metavar="FILE.npz",
+        help="inputs and 'target' to report the accuracy on (default: MODEL's NAME.test.npz, if "
+        "there is one)",
+    )
+    command.add_argument(
+        "--no-measure",
+        dest="measure",
+        action="store_false",
+        help="don't measure latency and accuracy",
+    )

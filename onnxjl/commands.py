@@ -1,0 +1,460 @@
+"""The commands of the command line: each takes its options and returns its exit status."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxjl import criteria, data
+from onnxjl.check import compare as compared
+from onnxjl.errors import OnnxjlError, UsageError
+from onnxjl.graph import Graph
+from onnxjl.inputs import graph_inputs
+from onnxjl.load import load
+from onnxjl.normalize import normalize as normalized
+from onnxjl.plan import Plan
+from onnxjl.plan import apply as applied
+from onnxjl.progress import Progress
+from onnxjl.prune import prune as pruned
+from onnxjl.report import (
+    Report,
+    assumed_shapes,
+    indent,
+    make_report,
+    quantity,
+    reasons,
+    shapes_text,
+    shorten,
+    table,
+    wrap,
+)
+from onnxjl.save import Saved, check_output, input_files, save, save_text
+from onnxjl.structure import analyze, layer_costs
+from onnxjl.structure import groups as groups_of
+
+
+def info(options: Namespace) -> int:
+    """Print what is in a model."""
+    with Progress("reading", total=2) as bar:
+        bar.step(options.model)
+        graph = _load(options)
+        bar.step("analysis")
+        facts = _facts(graph)
+    _print(options, facts, lambda: _facts_text(facts))
+    return 0
+
+
+def normalize(options: Namespace) -> int:
+    """Write a model in the form that pruning works on."""
+    inputs = _inputs(options)
+    with Progress("normalizing", total=3) as bar:
+        bar.step("reading")
+        graph = _load_for(options)
+        bar.step("rewriting")
+        normal = normalized(graph, opset=options.opset)
+        bar.step("saving")
+        saved = _save(options, normal, inputs)
+    before, after = (sum(1 for _ in each.model.graph) for each in (graph, normal))
+    facts = {
+        "input": options.model,
+        "output": options.output,
+        "nodes": {"before": before, "after": after},
+        "opset": {"before": graph.opset, "after": normal.opset},
+        "bytes": saved.size,
+        "check": {"status": saved.check.status, "text": saved.check.text},
+    }
+    _print(
+        options,
+        facts,
+        lambda: (
+            f"{options.model} → {options.output}\n"
+            f"nodes {before} → {after}, opset {graph.opset} → {normal.opset}, "
+            f"{quantity(saved.size, 'bytes')}\n" + wrap(f"check: {saved.check.text}")
+        ),
+    )
+    return 0
+
+
+def groups(options: Namespace) -> int:
+    """Print what can be removed together, and why not more."""
+    with Progress("finding groups", total=2) as bar:
+        bar.step("reading")
+        graph = normalized(_load(options))
+        bar.step("analysis")
+        found = groups_of(
+            graph,
+            granularity=options.granularity,
+            allow_inexact=options.allow_inexact,
+            ignore=options.ignore,
+        )
+    facts = {
+        "input": options.model,
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "size": group.size,
+                "exact": group.exact,
+                "reason": group.reason,
+                "layers": list(group.layers),
+                "macs": group.macs,
+                "params": group.params,
+                "members": [
+                    {"tensor": m.tensor, "axis": m.axis, "indices": m.indices.tolist()}
+                    for m in group.members
+                ],
+            }
+            for group in found
+        ],
+        "whole": [{"layer": whole.layer, "reason": whole.reason} for whole in found.whole],
+        "assumed_shapes": _lists(assumed_shapes(graph)),
+    }
+
+    def text() -> str:
+        units = sum(group.size for group in found)
+        lines = [f"{options.model}: {len(found)} groups, {units} units that can go"]
+        if len(found):
+            header = ("group", "units", "", "MACs each", "parameters each", "layers")
+            rows = [
+                (
+                    group.name,
+                    str(group.size),
+                    group.kind + ("" if group.exact else ", inexact"),
+                    quantity(group.macs, "MACs"),
+                    quantity(group.params, "parameters"),
+                    str(len(group.layers)),
+                )
+                for group in found
+            ]
+            lines.append(indent(table([header, *rows], align="lrlrrr")))
+        if found.whole:
+            lines += [
+                "left whole",
+                indent(reasons(((w.layer, w.reason) for w in found.whole), width=98)),
+            ]
+        lines += _assumed(graph)
+        return "\n".join(lines)
+
+    _print(options, facts, text)
+    return 0
+
+
+def prune(options: Namespace) -> int:
+    """Make a model smaller."""
+    amounts = _amounts(options.amount_for)
+    # What is wrong with the request is told before the long work begins.
+    criterion = criteria.get(options.criterion)
+    if criterion.needs_data and options.data is None:
+        raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
+    if options.plan is not None:
+        if Path(options.plan).resolve() == Path(options.output).resolve():
+            raise UsageError("--plan and --output name the same file")
+        check_output(options.plan, force=options.force, inputs=[Path(options.model)])
+    inputs, validate = _inputs(options), _validation(options)
+    samples = None if options.data is None else data.read(options.data)
+    more = {} if options.normalization is None else {"normalization": options.normalization}
+    with Progress("pruning", total=5) as bar:
+        bar.step("reading")
+        graph = _load_for(options)
+        bar.step("normalizing")
+        graph = normalized(graph)
+        bar.step("choosing")
+        small = pruned(
+            graph,
+            amount=options.amount,
+            macs=options.macs,
+            params=options.params,
+            bytes=options.bytes,
+            criterion=options.criterion,
+            scope=options.scope,
+            aggregation=options.aggregation,
+            ignore=options.ignore,
+            amount_for=amounts,
+            round_to=options.round_to,
+            min_units=options.min_units,
+            granularity=options.granularity,
+            allow_inexact=options.allow_inexact,
+            data=samples,
+            seed=options.seed,
+            **more,
+        )
+        bar.step("saving and checking")
+        saved = _save(options, small, inputs)
+        if options.plan is not None:
+            assert small.plan is not None
+            save_text(small.plan.to_json() + "\n", options.plan, force=options.force)
+            options.written.append(options.plan)
+        bar.step("measuring")
+        report = make_report(
+            small,
+            saved,
+            inputs=inputs,
+            validate=validate,
+            measure=options.measure,
+            plan=options.plan,
+        )
+    return _report(options, report)
+
+
+def apply(options: Namespace) -> int:
+    """Remove what a plan says."""
+    inputs, validate = _inputs(options), _validation(options)
+    plan = Plan.load(options.plan)
+    with Progress("applying", total=4) as bar:
+        bar.step("reading")
+        graph = normalized(_load_for(options, plan=options.plan))
+        bar.step("cutting")
+        small = applied(graph, plan)
+        bar.step("saving and checking")
+        saved = _save(options, small, inputs)
+        bar.step("measuring")
+        report = make_report(
+            small, saved, inputs=inputs, validate=validate, measure=options.measure
+        )
+    return _report(options, report)
+
+
+def compare(options: Namespace) -> int:
+    """Print how far the outputs of two models are apart; 1 if they differ."""
+    inputs = _inputs(options)
+    with Progress("comparing"):
+        if options.shape or options.allow_external:
+            files: list[Any] = [
+                load(each, shapes=_shapes(options.shape), allow_external=options.allow_external)
+                for each in (options.a, options.b)
+            ]
+        else:
+            files = [options.a, options.b]
+        found = compared(*files, inputs=inputs, seed=options.seed, tolerance=options.tolerance)
+    facts = {
+        "a": options.a,
+        "b": options.b,
+        "equal": found.equal(),
+        "difference": _finite(found.difference),
+        "outputs": [
+            {
+                "name": output.name,
+                "equal": output.equal(options.tolerance),
+                "difference": _finite(output.difference),
+                "problem": output.problem,
+                "shapes": output.shapes,
+                "dtypes": output.dtypes,
+            }
+            for output in found.outputs
+        ],
+        "inputs": _lists(found.inputs),
+    }
+    _print(
+        options,
+        facts,
+        lambda: (
+            f"{found}\ninputs: {'random, ' if inputs is None else ''}{shapes_text(found.inputs)}"
+        ),
+    )
+    return 0 if found.equal() else 1
+
+
+def _report(options: Namespace, report: Report) -> int:
+    """Print a report with the files' names as the user gave them."""
+    report = replace(report, source=options.model, target=options.output)
+    _print(options, report.to_dict(), lambda: str(report))
+    return 0
+
+
+def _load(options: Namespace) -> Graph:
+    return load(options.model, shapes=_shapes(options.shape), allow_external=options.allow_external)
+
+
+def _load_for(options: Namespace, **others: str) -> Graph:
+    """Load the model, once it is clear that the output can be written."""
+    inputs = {Path(options.model), *map(Path, others.values())}
+    check_output(options.output, force=options.force, inputs=inputs)
+    graph = _load(options)
+    check_output(options.output, force=options.force, inputs=input_files(graph))
+    return graph
+
+
+def _save(options: Namespace, graph: Graph, inputs: Mapping[str, np.ndarray] | None) -> Saved:
+    saved = save(graph, options.output, force=options.force, check=options.check, inputs=inputs)
+    options.written.append(options.output)
+    return saved
+
+
+def _inputs(options: Namespace) -> dict[str, np.ndarray] | None:
+    return None if options.inputs is None else data.read(options.inputs)
+
+
+def _validation(options: Namespace) -> Any:
+    """The labelled data asked for, once it is clear that they can be read."""
+    if options.validate is not None:
+        data.read(options.validate)
+    return options.validate
+
+
+def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in texts:
+        name, separator, sizes = text.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+        except ValueError:
+            shape = (-1,)
+        if not separator or not name or any(size < 0 for size in shape):
+            raise UsageError(f"--shape {text}: expected NAME=1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+def _amounts(texts: Sequence[str]) -> dict[str, float]:
+    amounts = {}
+    for text in texts:
+        pattern, _, amount = text.rpartition("=")
+        try:
+            amounts[pattern] = float(amount)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise UsageError(f"--amount-for {text}: expected PATTERN=FRACTION, as 'layer4.*=0.3'")
+    return amounts
+
+
+def _facts(graph: Graph) -> dict[str, Any]:
+    """What `info` tells, as JSON's types."""
+    model = graph.model
+    tensors = [
+        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
+    ]
+    elements: Counter[str] = Counter()
+    for tensor in tensors:
+        elements[_dtype(tensor.dtype)] += int(tensor.size)
+    operators = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in model.graph.all_nodes()
+    )
+    facts: dict[str, Any] = {
+        "input": str(graph.path),
+        "bytes": sum(path.stat().st_size for path in input_files(graph)),
+        "producer": " ".join(filter(None, (model.producer_name, model.producer_version))),
+        "ir_version": model.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        "functions": len(model.functions),
+        "inputs": [_value(value) for value in graph_inputs(graph)],
+        "outputs": [_value(value) for value in model.graph.outputs],
+        "operators": dict(operators.most_common()),
+        "tensors": len(tensors),
+        "elements": dict(elements.most_common()),
+        "assumed_shapes": _lists(assumed_shapes(graph)),
+    }
+    try:
+        structure = analyze(normalized(graph))
+        facts["macs"] = round(structure.macs.total(structure.sizes))
+        facts["params"] = round(structure.params.total(structure.sizes))
+        facts["layers"] = [
+            {
+                "layer": entry.layer,
+                "node": entry.node,
+                "operator": entry.operator,
+                "units": entry.outputs,
+                "macs": entry.macs,
+                "params": entry.params,
+            }
+            for entry in layer_costs(structure)
+        ]
+    except OnnxjlError as error:
+        facts["unknown"] = str(error)
+    return facts
+
+
+def _facts_text(facts: dict[str, Any]) -> str:
+    opsets = ", ".join(
+        str(version) if domain == "ai.onnx" else f"{domain} {version}"
+        for domain, version in facts["opsets"].items()
+    )
+    producer = f", written by {facts['producer']}" if facts["producer"] else ""
+    size = quantity(facts["bytes"], "bytes")
+    nodes = sum(facts["operators"].values())
+    kinds = ", ".join(f"{count}\u00a0{name}" for name, count in facts["operators"].items())
+    weights = ", ".join(f"{quantity(n, '')}\u00a0{name}" for name, n in facts["elements"].items())
+    lines = [
+        wrap(
+            f"{facts['input']}: {size}, opset {opsets}, IR version {facts['ir_version']}{producer}"
+        )
+    ]
+    for kind in ("inputs", "outputs"):
+        rows = [
+            (
+                e["name"],
+                e["type"],
+                "×".join(map(str, e["shape"])) if e["shape"] is not None else "?",
+            )
+            for e in facts[kind]
+        ]
+        lines += [kind, indent(table(rows, align="lll"))]
+    shapes = {name: tuple(shape) for name, shape in facts["assumed_shapes"].items()}
+    if shapes:
+        lines.append(wrap(f"counted with {shapes_text(shapes)} (--shape gives others)"))
+    functions = f", {facts['functions']} functions" if facts["functions"] else ""
+    lines += [wrap(f"{nodes} nodes{functions}: {kinds}")]
+    lines += [wrap(f"{facts['tensors']} tensors with {weights or 'no'} elements")]
+    if "unknown" in facts:
+        return "\n".join([*lines, wrap(f"MACs unknown: {facts['unknown']}")])
+    lines.append(
+        f"{quantity(facts['macs'], 'MACs')} MACs for one sample, "
+        f"{quantity(facts['params'], 'parameters')} parameters"
+    )
+    if facts["layers"]:
+        header = ("layer", "operator", "units", "MACs", "parameters", "node")
+        layers = [
+            (
+                entry["layer"],
+                entry["operator"],
+                str(entry["units"]),
+                quantity(entry["macs"], "MACs"),
+                quantity(entry["params"], "parameters"),
+                "" if entry["node"] == entry["layer"] else shorten(entry["node"], 30),
+            )
+            for entry in facts["layers"]
+        ]
+        lines.append(table([header, *layers], align="llrrrl"))
+    return "\n".join(lines)
+
+
+def _value(value: ir.Value) -> dict[str, Any]:
+    shape = None
+    if value.shape is not None:
+        shape = [size if isinstance(size, int) else size.value or "?" for size in value.shape]
+    kind = _dtype(value.dtype) if isinstance(value.type, ir.TensorType) else str(value.type)
+    return {"name": value.name, "type": kind, "shape": shape}
+
+
+def _dtype(dtype: ir.DataType | None) -> str:
+    return "unknown" if dtype is None else dtype.name.lower()
+
+
+def _assumed(graph: Graph) -> list[str]:
+    shapes = assumed_shapes(graph)
+    return [wrap(f"counted with {shapes_text(shapes)} (--shape gives others)")] if shapes else []
+
+
+def _finite(number: float) -> float | None:
+    """A number as JSON has it: there is no infinity."""
+    return number if np.isfinite(number) else None
+
+
+def _lists(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in shapes.items()}
+
+
+def _print(options: Namespace, facts: Mapping[str, Any], text: Callable[[], str]) -> None:
+    if options.json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(text())
