@@ -333,10 +333,14 @@ def shorten(text: str, width: int) -> str:
 
 
 def wrap(text: str, *, width: int = WIDTH) -> str:
-    """Text in lines of at most `width` columns; words such as paths are never cut."""
-    return textwrap.fill(
+    """Text in lines of at most `width` columns; words such as paths are never cut.
+
+    A no-break space is a space that doesn't end a line.
+    """
+    lines = textwrap.fill(
         text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+    return lines.replace("\u00a0", " ")
 
 
 def indent(text: str) -> str:

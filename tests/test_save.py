@@ -206,7 +206,7 @@ def test_a_failure_leaves_everything_as_it_was(
     before = state(tmp_path)
     other = load(small.convolutions(seed=1))
     reached = []
-    monkeypatch.setattr(where, name, lambda *args: (reached.append(name), failure()))
+    monkeypatch.setattr(where, name, lambda *_, **__: (reached.append(name), failure()))
     with pytest.raises(error, match=message):
         save(other, tmp_path / "out.onnx", force=True, external=bool(external))
     assert reached
