@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onnxjl import criteria
+from onnxjl import criteria, recovery
 from onnxjl.budget import BUDGETS, Budget, Request, Scope, select
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import apply
+from onnxjl.recovery import Recovery, check_request
 from onnxjl.structure.groups import Granularity, analyze, offer
 
 
@@ -34,6 +35,8 @@ def prune(
     allow_inexact: bool = False,
     data: Any = None,
     seed: int = 0,
+    recover: Recovery | None = None,
+    calibration: Any = None,
 ) -> Graph:
     """Remove the least important units of a network until it meets a budget.
 
@@ -58,10 +61,14 @@ def prune(
     allow_inexact : whether to prune groups whose removal changes statistics taken over them.
     data : inputs for criteria that need them; see `onnxjl.data.batches`.
     seed : of the criterion "random".
+    recover : "refit" (every layer solved anew for the original's outputs) or "bn" (statistics of
+        batch normalization estimated anew); "refit" where only `calibration` is given.
+    calibration : inputs for `recover`, without labels; see `onnxjl.data.batches`. Never the data
+        that accuracy is reported on.
 
     Returns
     -------
-    The smaller graph, with `plan` and `source`. Kept weights are unchanged.
+    The smaller graph, with `plan` and `source`. Kept weights are unchanged but for recovery.
 
     Raises
     ------
@@ -87,6 +94,9 @@ def prune(
         round_to=round_to,
         min_units=min_units,
     )
+    method = "refit" if recover is None and calibration is not None else recover
+    if method is not None:
+        check_request(method, calibration)
     criteria.get(criterion)  # an unknown one is told before the work begins
     graph = normalize(load(model))
     structure = analyze(graph, granularity=granularity)
@@ -118,4 +128,5 @@ def prune(
         "allow_inexact": allow_inexact,
         "seed": seed,
     }
-    return apply(graph, structure.plan(keep, request=asked))
+    small = apply(graph, structure.plan(keep, request=asked))
+    return small if method is None else recovery.recover(small, method, calibration)
