@@ -33,12 +33,7 @@ def recover(graph: Graph, method: Recovery, calibration: Any, *, batch_size: int
     UsageError : an unknown method, no calibration data, or a graph that wasn't pruned.
     DataError : the data don't fit the inputs.
     """
-    if method not in RECOVERIES:
-        raise UsageError(f"no recovery '{method}'; there are {', '.join(RECOVERIES)}")
-    if calibration is None:
-        raise UsageError(
-            f"recovery by '{method}' needs calibration data: calibration= (--calibrate)"
-        )
+    check_request(method, calibration)
     if graph.plan is None or graph.source is None:
         raise UsageError("only a pruned graph can be recovered; call prune first")
     function = refit if method == "refit" else estimate

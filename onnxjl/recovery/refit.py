@@ -217,9 +217,8 @@ class _Fit:
 
 def _solve(matrix: Float, right: Float) -> Float:
     """Solve symmetric systems; where one is singular, in the least-squares sense."""
-    step: Float
     try:
-        step = np.linalg.solve(matrix, right)
+        step: Float = np.linalg.solve(matrix, right).astype(np.float64)
     except np.linalg.LinAlgError:
         step = np.full_like(right, np.nan)
     if not np.isfinite(step).all():
@@ -425,7 +424,10 @@ def _aim_at_sum(layer: _Layer, sources: dict[str, ir.Node], position: dict[ir.No
         follower = _only_user(node)
         if follower is None:
             return
-        if (follower.op_type == "BatchNormalization" and follower.inputs[0] is node.outputs[0]) or _adds_constant(follower, layer.node):
+        normalized = follower.op_type == "BatchNormalization"
+        if (normalized and follower.inputs[0] is node.outputs[0]) or _adds_constant(
+            follower, layer.node
+        ):
             after.append(follower)
         else:
             break
