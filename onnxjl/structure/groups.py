@@ -588,8 +588,12 @@ class _Builder:
 
 
 _NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+# Those that hold quantized weights stay whole, and the report says so.
 LAYERS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "RNN", "GRU", "LSTM", "Gather"}
+    (
+        "Conv ConvInteger ConvTranspose DequantizeLinear DynamicQuantizeMatMul Einsum GRU Gather "
+        "Gemm LSTM MatMul MatMulInteger MatMulNBits QGemm QLinearConv QLinearMatMul RNN"
+    ).split()
 )
 
 

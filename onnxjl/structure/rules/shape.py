@@ -186,7 +186,8 @@ def concat(run: Interpreter, node: ir.Node) -> None:
         if len(parts) == 1:
             result.append(parts[0])
         elif not any(ax.has_labels(p) for p in parts):
-            result.append(ax.plain(sum(ax.size(p) for p in parts)))
+            why = next((f.reason for p in parts for f in p if f.reason), 0)
+            result.append(ax.plain(sum(ax.size(p) for p in parts), why))
         else:
             result.append(ax.labelled(np.concatenate([_vector(run, p) for p in parts])))
     run.set(node.outputs[0], result)
