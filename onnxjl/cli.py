@@ -181,7 +181,8 @@ def _prune(commands: Any) -> None:
         "new file is compared with the original in onnxruntime before it gets its name.",
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5\n"
         "  onnxjl prune net.onnx -o small.onnx --amount 0.3 --scope local --ignore 'head*'\n"
-        "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz",
+        "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz\n"
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz",
     )
     _model(command)
     _output(command)
@@ -236,6 +237,19 @@ def _prune(commands: Any) -> None:
     )
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --criterion random")
     _offer(command)
+    recovery = command.add_argument_group("recovery of what the removed units computed")
+    recovery.add_argument(
+        "--calibrate",
+        metavar="FILE.npz",
+        help="inputs to recover with, named as the model's inputs; labels aren't needed. Never use "
+        "the data that accuracy is reported on",
+    )
+    recovery.add_argument(
+        "--recover",
+        choices=("refit", "bn"),
+        help="refit: solve every layer anew so that it computes what the original did; bn: only "
+        "estimate batch normalization anew (default: refit, with --calibrate)",
+    )
     command.add_argument("--plan", metavar="FILE", help="also write what was removed, as JSON")
     _measurements(command)
 

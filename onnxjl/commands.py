@@ -24,6 +24,7 @@ from onnxjl.plan import Plan
 from onnxjl.plan import apply as applied
 from onnxjl.progress import Progress
 from onnxjl.prune import prune as pruned
+from onnxjl.recovery import check_request
 from onnxjl.report import (
     Report,
     assumed_shapes,
@@ -160,6 +161,9 @@ def prune(options: Namespace) -> int:
         check_output(options.plan, force=options.force, inputs=[Path(options.model)])
     inputs, validate = _inputs(options), _validation(options)
     samples = None if options.data is None else data.read(options.data)
+    calibration = None if options.calibrate is None else data.read(options.calibrate)
+    if options.recover is not None:
+        check_request(options.recover, calibration)
     more = {} if options.normalization is None else {"normalization": options.normalization}
     with Progress("pruning", total=5) as bar:
         bar.step("reading")
@@ -184,6 +188,8 @@ def prune(options: Namespace) -> int:
             allow_inexact=options.allow_inexact,
             data=samples,
             seed=options.seed,
+            recover=options.recover,
+            calibration=calibration,
             **more,
         )
         bar.step("saving and checking")
