@@ -1,0 +1,93 @@
+"""What onnxjl does in one process: ``python onnxjl_cases.py CASE [ARGUMENTS]`` prints one line of JSON.
+
+``file MODEL OUTPUT``     load, normalize, groups, l2 at half the MACs, save; the check apart
+``memory MODEL REPEATS``  the same steps in memory, without files, each the median of several runs
+``nodes BLOCKS``          the analysis of a residual network of 5 × BLOCKS nodes
+``channels WIDTH``        the analysis of ten residual blocks that are WIDTH channels wide inside
+``macs MODEL``            multiply–accumulates and parameters of any file
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networks
+import onnx
+import onnx_ir
+from measure import Measurement, arguments, stay_on_one_core
+
+from onnxjl import load, normalize, prune, save
+from onnxjl.structure import analyze, groups
+
+HALF = 0.5
+
+
+def file(model: str, output: str) -> None:
+    """From file to file, every step once, as a command would do it."""
+    run = Measurement()
+    graph = run.step("load", lambda: load(model))
+    graph = run.step("normalize", lambda: normalize(graph))
+    small = run.step("groups, l2, apply", lambda: prune(graph, macs=HALF, criterion="l2"))
+    run.step("save", lambda: save(small, output, check=False, force=True))
+    run.report()
+
+
+def checked(model: str, output: str) -> None:
+    """As `file`, with the check before the file gets its name; memory is this process's own."""
+    run = Measurement()
+    small = run.step("prune", lambda: prune(model, macs=HALF, criterion="l2"))
+    run.step("save and check", lambda: save(small, output, force=True))
+    run.report()
+
+
+def memory(model: str, repeats: str) -> None:
+    """Without files: the source is bytes in memory, and nothing is written."""
+    content = Path(model).read_bytes()
+    run = Measurement()
+    count = int(repeats)
+    graph = run.repeat("load", lambda: load(content), count)
+    normal = run.repeat("normalize", lambda: normalize(graph), count)
+    run.repeat("groups, l2, apply", lambda: prune(normal, macs=HALF, criterion="l2"), count)
+    run.repeat("groups alone", lambda: groups(normal), count)
+    run.report()
+
+
+def nodes(blocks: str) -> None:
+    """Growth with the number of nodes."""
+    _growth(networks.residual(int(blocks), 16, 16))
+
+
+def channels(width: str) -> None:
+    """Growth with the number of channels."""
+    _growth(networks.residual(10, 64, int(width)))
+
+
+def _growth(model: onnx_ir.Model) -> None:
+    run = Measurement()
+    graph = run.step("load", lambda: load(model))
+    normal = run.step("normalize", lambda: normalize(graph))
+    found = run.step("groups", lambda: groups(normal))
+    run.step("prune", lambda: prune(normal, macs=HALF, criterion="random"))
+    run.facts = {
+        "nodes": sum(1 for _ in normal.model.graph),
+        "units": sum(group.size for group in found),
+    }
+    run.report()
+
+
+def macs(model: str) -> None:
+    """Costs of a file, whoever wrote it."""
+    structure = analyze(normalize(model))
+    run = Measurement()
+    run.facts = {
+        "macs": structure.macs.total(structure.sizes),
+        "params": structure.params.total(structure.sizes),
+        "versions": {"onnx": onnx.__version__, "onnx_ir": onnx_ir.__version__},
+    }
+    run.report()
+
+
+if __name__ == "__main__":
+    stay_on_one_core()
+    case, *rest = arguments()
+    {f.__name__: f for f in (file, checked, memory, nodes, channels, macs)}[case](*rest)

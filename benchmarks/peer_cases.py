@@ -1,0 +1,74 @@
+"""What peers do in one process: ``python peer_cases.py CASE [ARGUMENTS]`` prints one line of JSON.
+
+``torch_pruning NETWORK RATIO OUTPUT``    dependency graph, pruning and export of a torchvision network
+``onnxsim MODEL SPARSITY REPEATS OUTPUT`` `apply_structured_pruning` on a model in memory
+
+Runs in an environment of its own, with torch, torchvision, torch-pruning, onnx and onnxsim.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from measure import Measurement, arguments, stay_on_one_core
+
+
+def torch_pruning(network: str, ratio: str, output: str) -> None:
+    """Dependency graph, global l2 pruning, and export by PyTorch's TorchScript exporter."""
+    import torch
+    import torch_pruning as tp
+    import torchvision
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(network, weights=None).eval()
+    image = torch.randn(1, 3, 224, 224)
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
+    attention = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    run = Measurement()
+    pruner = run.step(
+        "dependency graph",
+        lambda: tp.pruner.MagnitudePruner(
+            model,
+            image,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=float(ratio),
+            global_pruning=True,
+            ignored_layers=last,
+            num_heads={m: m.num_heads for m in attention},
+        ),
+    )
+    run.step("prune", pruner.step)
+    if attention:
+        # The class checks its input against the width that it was built with.
+        model.hidden_dim = model.conv_proj.out_channels
+    run.step(
+        "export",
+        lambda: torch.onnx.export(model, (image,), output, opset_version=17, dynamo=False),
+    )
+    run.facts = {"versions": {"torch": torch.__version__, "torch-pruning": tp.__version__}}
+    run.report()
+
+
+def onnxsim(model: str, sparsity: str, repeats: str, output: str) -> None:
+    """Both forms of onnxsim's structured pruning, which take a model in memory and return one."""
+    import onnx
+    import onnxsim
+
+    proto = onnx.load(model)
+    run = Measurement()
+    count, share = int(repeats), float(sparsity)
+    small = run.repeat(
+        "python", lambda: onnxsim.apply_structured_pruning(proto, sparsity=share), count
+    )
+    run.repeat("c++", lambda: onnxsim.apply_structured_pruning_cpp(proto, sparsity=share), count)
+    run.facts = {"versions": {"onnxsim": onnxsim.__version__, "onnx": onnx.__version__}}
+    run.report()
+    onnx.save(small, output)
+
+
+if __name__ == "__main__":
+    stay_on_one_core()
+    warnings.simplefilter("ignore")
+    case, *rest = arguments()
+    {f.__name__: f for f in (torch_pruning, onnxsim)}[case](*rest)
