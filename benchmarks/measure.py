@@ -1,4 +1,4 @@
-"""Measure: wall time and memory of steps in this process. Standard library only: peers use it too."""
+"""Measure: wall time and memory of steps in this process, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATUS = Path("/proc/self/status")
 
 
 def memory(field: str) -> int:
-    """Bytes that this process has resident: ``VmRSS`` now, ``VmHWM`` at most since the last reset."""
+    """Bytes that are resident: ``VmRSS`` now, ``VmHWM`` at most since the last reset."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

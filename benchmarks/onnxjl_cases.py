@@ -1,6 +1,9 @@
-"""What onnxjl does in one process: ``python onnxjl_cases.py CASE [ARGUMENTS]`` prints one line of JSON.
+"""What onnxjl does in one process, told in one line of JSON.
 
-``file MODEL OUTPUT``     load, normalize, groups, l2 at half the MACs, save; the check apart
+Run as ``python onnxjl_cases.py CASE [ARGUMENTS]``:
+
+``file MODEL OUTPUT``     load, normalize, groups, l2 at half the MACs, save without the check
+``checked MODEL OUTPUT``  the same with the check
 ``memory MODEL REPEATS``  the same steps in memory, without files, each the median of several runs
 ``nodes BLOCKS``          the analysis of a residual network of 5 × BLOCKS nodes
 ``channels WIDTH``        the analysis of ten residual blocks that are WIDTH channels wide inside

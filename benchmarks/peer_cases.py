@@ -1,6 +1,8 @@
-"""What peers do in one process: ``python peer_cases.py CASE [ARGUMENTS]`` prints one line of JSON.
+"""What peers do in one process, told in one line of JSON.
 
-``torch_pruning NETWORK RATIO OUTPUT``    dependency graph, pruning and export of a torchvision network
+Run as ``python peer_cases.py CASE [ARGUMENTS]``:
+
+``torch_pruning NETWORK RATIO OUTPUT``    a torchvision network: dependency graph, prune, export
 ``onnxsim MODEL SPARSITY REPEATS OUTPUT`` `apply_structured_pruning` on a model in memory
 
 Runs in an environment of its own, with torch, torchvision, torch-pruning, onnx and onnxsim.

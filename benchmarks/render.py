@@ -26,10 +26,11 @@ def render(results: dict[str, Any]) -> str:
         "## From file to file",
         "Load, normalize, find groups, rank by l2, prune to half the multiply–accumulates, save. "
         "Against torch-pruning: dependency graph, global l2 pruning, export by PyTorch's "
-        f"TorchScript exporter, with ratio {ratio} of the channels, which is its way to ask. “Kept” "
-        "is what the results have left of the MACs, counted by onnxjl in all files. “With check” is "
-        "what `save` does unless told not to: it compares the file with the masked original in "
-        "onnxruntime, in a child process; torch-pruning has no such step, so the ratio is without.",
+        f"TorchScript exporter, with ratio {ratio} of the channels, which is its way to ask. "
+        "“Kept” is what the results have left of the MACs, counted by onnxjl in all files. “With "
+        "check” is what `save` does unless told not to: it compares the file with the masked "
+        "original in onnxruntime, in a child process; torch-pruning has no such step, so the ratio "
+        "is without.",
         table(
             ["network", "onnxjl", "kept", "with check", "torch-pruning", "kept", "ratio"],
             (_file_row(title, each) for title, each in networks),

@@ -3,8 +3,9 @@
     python benchmarks/run.py --peer-python PATH/TO/python
 
 Needs Linux and a checkout with onnxjl installed. The peers' Python has torch, torchvision,
-torch-pruning, onnx and onnxsim; without ``--peer-python`` only onnxjl is measured. Each case runs in
-a process of its own, bound to one core, several times, the contestants in turn; medians are told.
+torch-pruning, onnx and onnxsim; without ``--peer-python`` only onnxjl is measured. Each case runs
+in a process of its own, bound to one core, several times, the contestants in turn; the report has
+medians.
 Writes ``benchmarks/results.json`` and ``docs/benchmarks.md``.
 """
 
