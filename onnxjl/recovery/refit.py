@@ -32,8 +32,9 @@ Float = NDArray[np.float64]
 
 # Strength of the pull towards the weights as they were, relative to the mean of the Gram diagonal.
 RIDGE = 1e-4
-# Rows (samples × positions) used for each unknown of a layer: more changes the solution little.
-ROWS_PER_UNKNOWN = 50
+# Rows (samples × positions) used for each unknown of a layer, and at least: more cost time and
+# change the solution little.
+ROWS_PER_UNKNOWN, LEAST_ROWS = 50, 20_000
 
 
 def refit(graph: Graph, calibration: Any, *, batch_size: int = 64) -> Graph:
@@ -111,7 +112,7 @@ class _Layer:
         small.compute(*self.reads)
         total = small.samples(self.reads[0])
         large.compute(self.target)
-        limit = ROWS_PER_UNKNOWN * (unknowns + 1)
+        limit = max(ROWS_PER_UNKNOWN * (unknowns + 1), LEAST_ROWS)
         random = np.random.default_rng(0)
         for here, there in zip(small.batches(*self.reads), large.batches(self.target), strict=True):
             wanted = _channels_last(there[0], self.node)
