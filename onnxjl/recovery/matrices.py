@@ -1,0 +1,127 @@
+"""Layers as matrices: rows of inputs, and weights of shape (groups, unknowns, outputs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxjl.recovery.batch_normalization import set_weight
+
+Float = NDArray[np.float64]
+
+
+class Convolution:
+    """A convolution as a product of patches."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.node = node
+        value = node.inputs[1]
+        assert value is not None
+        self.value = value
+        self.shape = array_of(value).shape
+        self.groups = node.attributes.get_int("group", 1)
+
+    def read(self) -> Float:
+        outputs = self.shape[0] // self.groups
+        matrix = array_of(self.value).reshape(self.groups, outputs, -1)
+        return matrix.transpose(0, 2, 1)
+
+    def write(self, weight: Float) -> None:
+        set_weight(self.value, weight.transpose(0, 2, 1).reshape(self.shape))
+
+    def sample(
+        self, x: np.ndarray, y: Float, count: int, random: np.random.Generator
+    ) -> tuple[Float, Float]:
+        """Return rows of patches and of wanted outputs at random positions."""
+        samples, spatial = y.shape[0], y.shape[1:-1]
+        positions = samples * int(np.prod(spatial))
+        chosen = _choose(positions, count, random)
+        where = np.unravel_index(chosen, (samples, *spatial))
+        kernel = self.shape[2:]
+        strides = list(self.node.attributes.get_ints("strides", [1] * len(kernel)))
+        dilations = list(self.node.attributes.get_ints("dilations", [1] * len(kernel)))
+        begin = _padding(self.node, x.shape[2:], kernel, strides, dilations)
+        patches = np.empty((len(chosen), x.shape[1], *kernel), dtype=np.float64)
+        for offset in np.ndindex(*kernel):
+            place = [
+                w * s + o * d - b
+                for w, s, o, d, b in zip(where[1:], strides, offset, dilations, begin, strict=True)
+            ]
+            inside = np.ones(len(chosen), dtype=bool)
+            for p, n in zip(place, x.shape[2:], strict=True):
+                inside &= (p >= 0) & (p < n)
+            clipped = [np.clip(p, 0, n - 1) for p, n in zip(place, x.shape[2:], strict=True)]
+            taken = x[(where[0], slice(None), *clipped)]
+            patches[(slice(None), slice(None), *offset)] = np.where(inside[:, None], taken, 0)
+        width = x.shape[1] // self.groups
+        rows = patches.reshape(len(chosen), self.groups, width * int(np.prod(kernel)))
+        wanted = y.reshape(positions, self.groups, -1)[chosen]
+        return rows.transpose(1, 0, 2), wanted.transpose(1, 0, 2)
+
+
+class Matrix:
+    """A product with a constant matrix; any number of leading axes."""
+
+    def __init__(self, node: ir.Node) -> None:
+        value = node.inputs[1]
+        assert value is not None
+        self.value = value
+        self.turned = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+
+    def read(self) -> Float:
+        matrix = array_of(self.value)
+        return (matrix.T if self.turned else matrix)[None]
+
+    def write(self, weight: Float) -> None:
+        set_weight(self.value, weight[0].T if self.turned else weight[0])
+
+    def sample(
+        self, x: np.ndarray, y: Float, count: int, random: np.random.Generator
+    ) -> tuple[Float, Float]:
+        """Return rows of inputs and of wanted outputs."""
+        rows, wanted = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        chosen = _choose(len(rows), count, random)
+        return rows[chosen].astype(np.float64)[None], wanted[chosen][None]
+
+
+def matrix_of(node: ir.Node) -> Convolution | Matrix:
+    return Convolution(node) if node.op_type == "Conv" else Matrix(node)
+
+
+def _choose(number: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    if count >= number:
+        return np.arange(number)
+    return np.sort(random.choice(number, size=count, replace=False))
+
+
+def _padding(
+    node: ir.Node,
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[int]:
+    """Return the padding before each spatial axis."""
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        begin = []
+        for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+            whole = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            begin.append(whole // 2 if mode == "SAME_UPPER" else whole - whole // 2)
+        return begin
+    if mode == "VALID":
+        return [0] * len(kernel)
+    return list(node.attributes.get_ints("pads", [0] * 2 * len(kernel)))[: len(kernel)]
+
+
+def array_of(value: ir.Value | None) -> Float:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float64)
+
+
+def channels_last(array: np.ndarray, node: ir.Node) -> np.ndarray:
+    return np.moveaxis(array, 1, -1) if node.op_type == "Conv" else array
