@@ -191,6 +191,8 @@ class _Selection:
         limit = whole * share * (1 + _SLACK)
         if cost.total(self.least) > limit:
             raise BudgetError(self._how_far(cost, whole))
+        if not len(self.free):
+            return self.start
         ladder = self._global if self.request.scope == "global" else self._local
         return self._put_back(cost, limit, ladder(cost, limit))
 
