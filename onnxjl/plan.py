@@ -248,7 +248,11 @@ def _shrink_shapes(model: ir.Model, sizes: Mapping[str, Mapping[int, int]]) -> N
         for value in node.outputs:
             changed = sizes.get(value.name or "")
             if changed and value.shape is not None:
-                value.shape = ir.Shape([changed.get(i, d) for i, d in enumerate(value.shape)])
+                # A symbolic size that shrinks, as batch times heads, has no name of its own.
+                value.shape = ir.Shape(
+                    d if i not in changed else changed[i] if isinstance(d, int) else None
+                    for i, d in enumerate(value.shape)
+                )
 
 
 def _initializer(
