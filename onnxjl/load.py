@@ -161,14 +161,28 @@ def _checked(
     allow_external: Sequence[str | os.PathLike[str]],
 ) -> ir.Model:
     """The model (ours to change), repaired, its weights located, approved by ONNX's checker."""
+    newest = onnx.defs.onnx_opset_version()
+    if model.opset_imports.get("", 0) > newest:
+        raise ModelError(
+            f"{name}: opset {model.opset_imports['']} is newer than {newest}, the newest that the "
+            "installed onnx knows; update onnx"
+        )
     _locate_external(model, name, folder, [Path(f) for f in allow_external])
     try:
         if not _is_sorted(model.graph):
             model.graph.sort()
-        onnx.checker.check_model(weightless(model))
+        onnx.checker.check_model(_with_shapes(weightless(model)))
     except Exception as error:
         raise ModelError(f"{name}: fails ONNX's checker: {_first_cause(error)}") from error
     return model
+
+
+def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same, where inputs and outputs of unknown rank, which the checker refuses, are scalars."""
+    for info in [*proto.graph.input, *proto.graph.output]:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    return proto
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
@@ -260,8 +274,8 @@ def _locate_external(
         roots = [root.resolve() for root in ([base] if base is not None else []) + list(allowed)]
         if not any(real.is_relative_to(root) for root in roots):
             raise ExternalDataError(
-                f"{where} lies in {str(location)!r} (really {real}), outside the model's folder; "
-                f"if you trust it, allow its folder (allow_external, --allow-external {real.parent})"
+                f"{where} lies in {str(location)!r} ({real}), outside the model's folder; if you "
+                f"trust it, allow its folder (allow_external=, --allow-external {real.parent})"
             )
         try:
             status = real.stat()

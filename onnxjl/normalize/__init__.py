@@ -20,6 +20,7 @@ from onnxjl.normalize.inference_form import drop_identities, to_inference_form
 from onnxjl.normalize.layer_norm import to_layer_norm
 from onnxjl.normalize.names import name_nodes
 from onnxjl.normalize.opset import lower_ir_version, raise_opset
+from onnxjl.normalize.sequences import unpack_sequences
 from onnxjl.normalize.signature import drop_default_inputs
 from onnxjl.normalize.split import write_split_sizes
 from onnxjl.normalize.transposes import cancel_transposes
@@ -36,12 +37,14 @@ Pass = Callable[[ir.Model], ir.Model]
 PASSES: tuple[Pass, ...] = (
     inline_functions,
     drop_default_inputs,
-    raise_opset,
     lift_constants,
     to_inference_form,
+    raise_opset,
+    lift_constants,
     drop_identities,
     drop_dead,
     fold,
+    unpack_sequences,
     drop_dead,
     to_layer_norm,
     cancel_transposes,

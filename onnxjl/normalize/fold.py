@@ -90,10 +90,11 @@ def _infer(model: ir.Model) -> None:
         if value.const_value is not None:
             value.shape = ir.Shape(value.const_value.shape)
             value.type = ir.TensorType(value.const_value.dtype)
+    declared = {output: output.shape for output in graph.outputs if output.producer() is not None}
     for node in graph:
         for output in node.outputs:
             output.shape = None
-            if not output.is_graph_output():
+            if output not in declared:
                 output.type = None
     inferred = onnx.shape_inference.infer_shapes(weightless(model), data_prop=True).graph
     found = {info.name: info.type for info in [*inferred.value_info, *inferred.output]}
@@ -104,6 +105,9 @@ def _infer(model: ir.Model) -> None:
                 known = ir.serde.deserialize_type_proto_for_type(proto)
                 output.type = output.type if known is None else known
                 output.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    for output, shape in declared.items():
+        # ONNX's checker wants a shape; behind unknown operators the declared one is all there is.
+        output.shape = shape if output.shape is None else output.shape
 
 
 @dataclass(frozen=True)

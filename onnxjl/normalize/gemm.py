@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxjl.normalize.surgery import is_constant, is_onnx, remove
+from onnxjl.normalize.surgery import is_constant, is_onnx, remove, take_place
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
@@ -37,11 +37,7 @@ def to_gemm(model: ir.Model) -> ir.Model:
         if tuple(bias.shape) not in ((units,), (1, units)):
             continue
         gemm = ir.Node("", "Gemm", [x, weight, bias], name=node.name, num_outputs=1)
-        output = add.outputs[0]
-        gemm.outputs[0].type, gemm.outputs[0].shape = output.type, output.shape
         graph.insert_before(add, gemm)
-        name, output.name = output.name, f"{output.name}.replaced"
-        gemm.outputs[0].name = name
-        output.replace_all_uses_with(gemm.outputs[0], replace_graph_outputs=True)
+        take_place(add.outputs[0], gemm.outputs[0])
         remove([add, node])
     return model

@@ -33,9 +33,9 @@ def to_inference_form(model: ir.Model) -> ir.Model:
             _drop_statistics(model.graph, node)
     if changed:
         warnings.warn(
-            f"{len(changed)} nodes in training form now do what they do in inference: "
+            "nodes in training form now do what they do in inference: "
             + ", ".join(changed[:3])
-            + (", …" if len(changed) > 3 else ""),
+            + (f" and {len(changed) - 3} more" if len(changed) > 3 else ""),
             stacklevel=3,
         )
     return model

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxjl.normalize.dead import drop_dead
 from onnxjl.normalize.opset import to_opset_17
-from onnxjl.normalize.surgery import Names, add_initializer, constant, is_onnx
+from onnxjl.normalize.surgery import Names, add_initializer, constant, is_onnx, take_place
 
 
 @dataclass(frozen=True)
@@ -314,13 +314,9 @@ def _replace(
         name=last.name,
         num_outputs=1,
     )
-    new = node.outputs[0]
-    new.type, new.shape = output.type, output.shape
     graph.insert_before(last, node)
-    name, output.name = output.name, names.fresh(f"{output.name}.replaced")
-    new.name = name
     last.name = None
-    output.replace_all_uses_with(new, replace_graph_outputs=True)
+    take_place(output, node.outputs[0])
 
 
 def _shaped(graph: ir.Graph, names: Names, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:

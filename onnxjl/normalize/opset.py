@@ -35,7 +35,11 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     ModelError
         The operators can't be converted.
     """
-    current = model.opset_imports.get("", USUAL)
+    if "" not in model.opset_imports:
+        # No operator of ours in there yet: nothing to convert.
+        model.opset_imports[""] = USUAL if opset is None else opset
+        return model
+    current = model.opset_imports[""]
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not current <= opset <= newest:
         raise UsageError(
@@ -44,8 +48,12 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
         )
     target = opset if opset is not None else current if current >= OLDEST else USUAL
     if target == current:
-        model.opset_imports.setdefault("", current)
         return model
+    if current < 9 and any(n.op_type == "Scan" and n.domain == "" for n in model.graph.all_nodes()):
+        raise ModelError(
+            f"opset {current}: its Scan works on batches, as no later one does, and can't be "
+            "converted; export the network again with opset 9 or newer"
+        )
     if current >= OLDEST and target == USUAL:
         return to_opset_17(model)
     try:

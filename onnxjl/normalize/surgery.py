@@ -109,6 +109,14 @@ def substitute(old: ir.Value, new: ir.Value) -> bool:
     return True
 
 
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let a node's new output be used, and called, as `old` was; also as graph output."""
+    name, old.name = old.name, None
+    new.name = name
+    new.type, new.shape = old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
 def remove(nodes: Iterable[ir.Node]) -> None:
     """Take nodes that nothing uses out of their graph."""
     for node in nodes:
