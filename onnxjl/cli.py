@@ -15,8 +15,8 @@ from typing import Any
 import onnxjl
 from onnxjl.errors import OnnxjlError, UsageError
 
-DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
-"""Exit status. 130 is the shell's own for a command that Ctrl-C ended."""
+DONE, FAILED, MISUSED = 0, 1, 2
+"""Exit status. Ctrl-C is a failure like others."""
 
 DEBUG = "ONNXJL_DEBUG"
 """Environment variable: set to anything, errors show Python's traceback."""
@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0 done, 1 failed, 2 misused, 130 interrupted.
+    Exit status: 0 done, 1 failed or interrupted, 2 misused.
     """
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
     except SystemExit as error:
-        return int(error.code or 0)
+        return int(error.code or DONE)
     if options.command is None:
         parser.print_help(sys.stderr)
         return MISUSED
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         done = ", ".join(options.written)
         end = f"already written: {done}" if done else "nothing was written"
-        return _end(f"interrupted; {end}", INTERRUPTED)
+        return _end(f"interrupted; {end}", FAILED)
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -190,6 +190,7 @@ def make_report(
                 changes.append(measured)
             elif measured:
                 notes.append(measured)
+    notes += _advice(source, changes, recovered="recover" in request)
     kept = {entry.node: entry.outputs for entry in layer_costs(after)}
     return Report(
         source=str(source.path or "the model"),
@@ -251,6 +252,17 @@ def _accuracy(source: Graph, small: Graph, validate: Any) -> Change | str:
     except (DataError, ModelError) as error:
         return f"accuracy was not measured: {error}"
     return Change("accuracy", before, after, "fraction", note)
+
+
+def _advice(source: Graph, changes: Sequence[Change], *, recovered: bool) -> list[str]:
+    """What to do about accuracy that was lost, where data for it lie beside the model."""
+    lost = any(change.name == "accuracy" and change.after < change.before for change in changes)
+    if not lost or recovered or source.path is None:
+        return []
+    calibration = source.path.with_name(f"{source.path.stem}.calib.npz")
+    if not calibration.is_file():
+        return []
+    return [f"--calibrate {calibration} recovers accuracy; it needs no labels and no training"]
 
 
 def quantity(value: float, unit: str) -> str:

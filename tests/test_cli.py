@@ -434,7 +434,7 @@ def test_warnings_are_one_line_each(folder, run, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "onnxjl: interrupted; nothing was written\n"),
+        (KeyboardInterrupt(), 1, "onnxjl: interrupted; nothing was written\n"),
         (MemoryError(), 1, "onnxjl: error: out of memory\n"),
         (ValueError("a\nb"), 1, "onnxjl: error: unexpected ValueError: a b (a fault of onnxjl; "),
     ],
@@ -462,7 +462,7 @@ def test_an_interruption_after_saving_says_what_is_there(folder, run, monkeypatc
 
     monkeypatch.setattr(commands, "make_report", interrupted)
     status, _, err = run("prune", "net.onnx", "-o", "s.onnx", "--macs", "0.5", "--plan", "p.json")
-    assert (status, err) == (130, "onnxjl: interrupted; already written: s.onnx, p.json\n")
+    assert (status, err) == (1, "onnxjl: interrupted; already written: s.onnx, p.json\n")
     onnx.checker.check_model("s.onnx")
 
 
@@ -510,7 +510,7 @@ def test_ctrl_c_leaves_everything_as_it_was(folder):
     assert len(state(folder)) == 3
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, b"onnxjl: interrupted; nothing was written\n")
+    assert (process.returncode, err) == (1, b"onnxjl: interrupted; nothing was written\n")
     assert state(folder) == before
 
 

@@ -136,6 +136,10 @@ def test_latency_and_accuracy_are_measured(folder, pruned):
     assert 0 < found["latency"].after < 1000
     assert found["latency"].note == "onnxruntime, 1 thread, x 1×3×6×6"
 
+    assert make_report(pruned, saved).notes == ()
+    (folder / "net.calib.npz").write_bytes(b"")
+    (note,) = make_report(pruned, saved).notes
+    assert note.startswith(f"--calibrate {folder / 'net.calib.npz'} recovers accuracy")
     other = make_report(pruned, saved, validate={"x": x, "target": y.argmax(axis=1)})
     assert figures(other)["accuracy"].before == 1.0
 
