@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxjl.criteria.aggregation import aggregate
 from onnxjl.criteria.roles import Role, role
@@ -47,6 +46,8 @@ class Scoring:
         self.seed = seed
         self.computed: dict[Any, Any] = {}
         self._roles: dict[str, Role] = {}
+        self._counted: dict[str, bool | None] = {}
+        self._along: dict[tuple[str, int, Order], np.ndarray] = {}
         self._totals: dict[tuple[str, Order], tuple[np.ndarray, np.ndarray]] = {}
 
     def role(self, tensor: str) -> Role:
@@ -55,8 +56,20 @@ class Scoring:
             self._roles[tensor] = role(self.graph.model.graph.initializers[tensor])
         return self._roles[tensor]
 
+    def counted(self, tensor: str) -> bool | None:
+        """Whether a weight's magnitude counts (a contraction's does); None if it isn't floating."""
+        if tensor not in self._counted:
+            value = self.graph.model.graph.initializers[tensor].const_value
+            assert value is not None
+            wide = len(value.shape) >= 2 and self.role(tensor).contracted
+            self._counted[tensor] = wide if value.dtype.is_floating_point() else None
+        return self._counted[tensor]
+
     def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
         """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
+        place = (tensor, axis, order)
+        if place in self._along:
+            return self._along[place]
         key = (tensor, order)
         if key not in self._totals:
             self._totals[key] = _totals(self.graph.weight(tensor), order)
@@ -64,7 +77,9 @@ class Scoring:
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
         others = tuple(other for other in range(leading.ndim) if other != axis)
-        return leading.max(others) if order == "max" else leading.sum(others)
+        result: np.ndarray = leading.max(others) if order == "max" else leading.sum(others)
+        self._along[place] = result
+        return result
 
 
 class GroupWeights(Mapping[str, np.ndarray]):
@@ -102,12 +117,9 @@ class GroupWeights(Mapping[str, np.ndarray]):
         inputs alike: biases and the parameters of normalizations don't count, unless the group has
         nothing else.
         """
-        floating = [member for member in self.group.members if self._is_float(member.tensor)]
-        weights = [
-            member
-            for member in floating
-            if self.scoring.role(member.tensor).contracted and self._rank(member.tensor) >= 2
-        ]
+        counted = self.scoring.counted
+        floating = [m for m in self.group.members if counted(m.tensor) is not None]
+        weights = [m for m in floating if counted(m.tensor)]
         if not floating:
             raise WeightError(
                 f"group '{self.group.name}': it has no floating-point weight to score"
@@ -157,9 +169,13 @@ class GroupWeights(Mapping[str, np.ndarray]):
         ------
         WeightError : the weight holds NaN or infinity.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            totals = self.scoring.totals(member.tensor, member.axis, order)[member.indices]
-            scores = totals.max(1) if order == "max" else totals.sum(1)
+        totals = self.scoring.totals(member.tensor, member.axis, order)
+        if member.indices.shape[1] == 1:
+            scores = totals[member.indices[:, 0]]
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                several = totals[member.indices]
+                scores = several.max(1) if order == "max" else several.sum(1)
         if not np.isfinite(scores).all():
             self.refuse(member.tensor)
         return scores
@@ -186,18 +202,6 @@ class GroupWeights(Mapping[str, np.ndarray]):
             f"{start} holds {what} (first at [{index}]) and can't be scored; "
             "repair the model, or leave its layer whole (ignore=, --ignore)"
         )
-
-    def _is_float(self, tensor: str) -> bool:
-        value = self._tensor(tensor)
-        return value.dtype.is_floating_point()
-
-    def _rank(self, tensor: str) -> int:
-        return len(self._tensor(tensor).shape)
-
-    def _tensor(self, tensor: str) -> ir.TensorProtocol:
-        value = self.scoring.graph.model.graph.initializers[tensor].const_value
-        assert value is not None
-        return value
 
 
 def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:

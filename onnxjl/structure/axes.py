@@ -52,7 +52,7 @@ def labelled(labels: LabelArray) -> Axis:
 
 def size(axis: Axis) -> int:
     """Return the number of indices of an axis."""
-    return math.prod(factor.size for factor in axis)
+    return axis[0].size if len(axis) == 1 else math.prod(factor.size for factor in axis)
 
 
 def has_labels(axis: Axis) -> bool:

@@ -100,10 +100,12 @@ class Interpreter:
 
     def unite(self, a: Axis, b: Axis, node: ir.Node) -> Axis:
         """Unite two axes of equal size."""
-        if ax.size(a) != ax.size(b):
+        if a is not b and ax.size(a) != ax.size(b):
             raise Unruled("its inputs' shapes disagree")
         if a is b or not (a and b):
             return a
+        if len(a) == len(b) == 1 and a[0].labels is None and b[0].labels is None:
+            return a if a[0].reason else b
         return ax.unite(self.labels, a, b, self._meeting(node))
 
     def _meeting(self, node: ir.Node) -> int:
@@ -216,10 +218,10 @@ class Interpreter:
             self._fix_dims(value, f"network output '{value.name}'")
 
     def _step(self, node: ir.Node) -> None:
-        captured = [v for a in node.attributes.values() for v in _captured(a)]
-        for value in captured:
-            self.fix_value(value, f"used inside {name(node)}")
-            self._fix_dims(value, f"used inside {name(node)}")
+        for attribute in node.attributes.values():
+            for value in _captured(attribute):
+                self.fix_value(value, f"used inside {name(node)}")
+                self._fix_dims(value, f"used inside {name(node)}")
         if self._is_shape_arithmetic(node):
             self._shape_step(node)
             return
