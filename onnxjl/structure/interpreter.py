@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxjl.graph import Graph
 from onnxjl.structure import axes as ax
-from onnxjl.structure.axes import Axes, Axis
+from onnxjl.structure.axes import Axes, Axis, Factor
 from onnxjl.structure.labels import Kind, Labels
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import RULES, Unruled
@@ -105,7 +105,9 @@ class Interpreter:
         if a is b or not (a and b):
             return a
         if len(a) == len(b) == 1 and a[0].labels is None and b[0].labels is None:
-            return a if a[0].reason else b
+            # Plain factors may still be tagged as heads.
+            if a[0].tags == b[0].tags:
+                return a if a[0].reason else b
         return ax.unite(self.labels, a, b, self._meeting(node))
 
     def _meeting(self, node: ir.Node) -> int:
@@ -372,6 +374,11 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Pad": (1,),
     "Resize": (3,),
 }
+
+
+def _carries(factor: Factor) -> bool:
+    """Return whether a factor has something to hand on: labels, or how it came to be."""
+    return factor.labels is not None or bool(factor.tags)
 
 
 def name(node: ir.Node) -> str:
