@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxjl.graph import Graph
 from onnxjl.structure import axes as ax
-from onnxjl.structure.axes import Axes, Axis, Factor
+from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.labels import Kind, Labels
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import RULES, Unruled
@@ -374,11 +374,6 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Pad": (1,),
     "Resize": (3,),
 }
-
-
-def _carries(factor: Factor) -> bool:
-    """Return whether a factor has something to hand on: labels, or how it came to be."""
-    return factor.labels is not None or bool(factor.tags)
 
 
 def name(node: ir.Node) -> str:
