@@ -17,7 +17,7 @@ class ExternalDataError(ModelError):
     """External data is missing, or lies outside the folders that are allowed."""
 
 
-class UnsupportedOperator(OnnxjlError):
+class UnsupportedOperator(OnnxjlError):  # noqa: N818 - the name that users see in the contract
     """An operator (or this version of it) has no implementation where one is needed."""
 
 

@@ -1,4 +1,4 @@
-"""Graph: a thin view over an ONNX model whose weights stay where they are until something writes them."""
+"""Graph: a thin view over an ONNX model; weights stay where they are until something writes them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Graph:
             attributes = sorted(
                 (k, str(a.value))
                 for k, a in node.attributes.items()
-                if a.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
+                if a.type
+                not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
             )
             names = [[v.name if v else "" for v in vs] for vs in (node.inputs, node.outputs)]
             digest.update(repr((node.domain, node.op_type, names, attributes)).encode())
@@ -61,7 +62,7 @@ class Graph:
         return digest.hexdigest()
 
     def weight(self, name: str) -> np.ndarray:
-        """The initializer of this name as an array in ONNX's layout (read-only where memory-mapped)."""
+        """The initializer of this name, in ONNX's layout (read-only where memory-mapped)."""
         value = self.model.graph.initializers[name]
         assert value.const_value is not None
         return value.const_value.numpy()
