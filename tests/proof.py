@@ -78,7 +78,7 @@ def prove(structure: Structure, keep: Keep, feeds: Sequence[Mapping[str, np.ndar
     plan = structure.plan(keep)
     small = apply(structure.graph, plan)
     proto = ir.to_proto(small.model)
-    onnx.checker.check_model(proto)
+    onnx.checker.check_model(proto, full_check=True)
     source = ir.to_proto(structure.graph.model)
     _check_weights(source, proto, plan.kept, plan.constants)
     _check_costs(structure, counts(keep), source, proto)
