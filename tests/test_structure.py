@@ -1,0 +1,278 @@
+"""What a structure says of its groups: names, members, activations, costs; what it offers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+from small_networks import convolutions
+from text_networks import network
+
+from onnxjl import UsageError, groups, normalize
+from onnxjl.structure import analyze, layer_costs, layer_names
+
+
+def indices(*values: int) -> list[list[int]]:
+    """Return one index for each unit."""
+    return [[value] for value in values]
+
+
+def test_group_knows_its_members() -> None:
+    found = groups(convolutions())
+    assert [group.name for group in found] == ["first", "second"]
+    first, second = found
+    assert (first.kind, first.size, first.exact, first.reason) == ("channel", 8, True, None)
+    assert first.layers == ("first",)
+    assert first.nodes == ("/first",)
+    members = {(m.tensor, m.axis): m.indices.tolist() for m in first.members}
+    cut = ("first.weight", "first.bias", "norm.weight", "norm.bias")
+    moments = ("norm.running_mean", "norm.running_var")
+    assert members == {
+        **{(name, 0): indices(*range(8)) for name in (*cut, *moments)},
+        ("second.weight", 1): indices(*range(8)),
+    }
+    assert [(a.value, a.axis, a.indices.tolist()) for a in first.activations] == [
+        ("c", 1, indices(*range(8)))
+    ]
+    assert {(m.tensor, m.axis) for m in second.members} == {
+        ("second.weight", 0),
+        ("second.bias", 0),
+        ("head.weight", 1),
+    }
+    assert [(a.value, a.axis) for a in second.activations] == [("f", 1)]
+    assert [(w.layer, w.node, w.reason) for w in found.whole] == [
+        ("head", "/head", "network output 'y'")
+    ]
+
+
+def test_costs_of_one_unit_are_those_counted_by_hand() -> None:
+    first, second = groups(convolutions())
+    # 6 by 6 outputs of 3 by 3 kernels over 3 channels; 4 by 4 outputs of 3 by 3 over this channel.
+    assert first.macs == 36 * 27 + 16 * 9 * 4
+    assert first.params == 27 + 1 + 4 + 9 * 4
+    assert second.macs == 16 * 9 * 8 + 5
+    assert second.params == 9 * 8 + 1 + 5
+    structure = analyze(normalize(convolutions()))
+    assert structure.macs.total(structure.sizes) == 36 * 27 * 8 + 16 * 72 * 4 + 20
+    assert structure.params.total(structure.sizes) == 8 * 27 + 8 + 32 + 4 * 72 + 4 + 20 + 5
+    assert structure.bytes.total(structure.sizes) == 4 * structure.params.total(structure.sizes)
+
+
+def test_costs_are_of_one_sample() -> None:
+    batch = analyze(normalize(convolutions(batch=7)))
+    single = analyze(normalize(convolutions(batch=1)))
+    symbolic = analyze(normalize(convolutions(batch="N")))
+    for structure in (batch, symbolic):
+        assert structure.macs.total(structure.sizes) == single.macs.total(single.sizes)
+        assert [group.macs for group in structure.groups] == [g.macs for g in single.groups]
+
+
+def test_bytes_follow_the_element_type() -> None:
+    structure = analyze(normalize(convolutions(dtype=np.float64)))
+    assert structure.bytes.total(structure.sizes) == 8 * structure.params.total(structure.sizes)
+
+
+def test_unit_of_flattened_channels_has_several_indices() -> None:
+    model = network(
+        """g (float[N, 3, 2, 2] x) => (float[N, 2] y) {
+            a = Conv (x, w1)
+            f = Flatten (a)
+            y = Gemm (f, w2)
+        }""",
+        {"w1": (3, 3, 1, 1), "w2": (12, 2)},
+    )
+    (group,) = groups(model)
+    (rows,) = (m.indices for m in group.members if m.tensor == "w2")
+    assert rows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    (activation,) = group.activations
+    assert (activation.value, activation.axis) == ("f", 1)
+    assert activation.indices.tolist() == rows.tolist()
+
+
+def test_head_has_the_indices_of_its_features() -> None:
+    model = network(
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] y) {
+            f = MatMul (x, w)
+            r = Reshape (f, split)
+            t = Transpose <perm = [2, 0, 3, 1, 4]> (r)
+            q, k, v = Split <axis = 0> (t, ones)
+            kt = Transpose <perm = [0, 1, 2, 4, 3]> (k)
+            s = MatMul (q, kt)
+            p = Softmax (s)
+            m = MatMul (p, v)
+            mt = Transpose <perm = [0, 1, 3, 2, 4]> (m)
+            o = Reshape (mt, join)
+            y = MatMul (o, wo)
+        }""",
+        {"w": (6, 12), "wo": (4, 3)},
+        {"split": [0, 0, 3, 2, 2], "ones": [1, 1, 1], "join": [-1, 5, 4]},
+    )
+    assert len(groups(model)) == 0
+    (heads,) = groups(model, granularity="head")
+    assert (heads.name, heads.kind, heads.size) == ("f", "head", 2)
+    (columns,) = (m.indices for m in heads.members if m.tensor == "w")
+    assert columns.tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
+    (features,) = groups(model, granularity="head-dim")
+    assert (features.name, features.kind, features.size) == ("f", "head-dim", 2)
+    (columns,) = (m.indices for m in features.members if m.tensor == "w")
+    assert columns.tolist() == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+
+
+SHARED = network(
+    """g (float[N, 6] x) => (float[N, 3] y) {
+        ["/a"] a = Gemm (x, "a.weight")
+        ["/b"] b = Gemm (x, "b.weight")
+        s = Add (a, b)
+        n = LayerNormalization (s, "norm.weight")
+        ["/c"] c = Gemm (n, "c.weight")
+        ["/d"] y = Gemm (c, "d.weight")
+    }""",
+    {
+        "a.weight": (6, 8),
+        "b.weight": (6, 8),
+        "norm.weight": (8,),
+        "c.weight": (8, 7),
+        "d.weight": (7, 3),
+    },
+)
+
+
+def test_group_of_several_layers_is_named_after_the_first_and_lists_all() -> None:
+    group = groups(SHARED, allow_inexact=True)["a"]
+    assert group.layers == ("a", "b")
+    assert group.nodes == ("/a", "/b")
+    assert group.matches("b")
+    assert group.matches("/a")
+    assert group.matches("?")
+    assert not group.matches("c")
+
+
+def test_inexact_groups_are_offered_when_asked_for() -> None:
+    offered = groups(SHARED)
+    assert [group.name for group in offered] == ["c"]
+    reason = "LayerNormalization 'n' takes statistics over it"
+    assert {(w.layer, w.reason) for w in offered.whole} == {
+        ("a", f"{reason}; allow_inexact offers it"),
+        ("b", f"{reason}; allow_inexact offers it"),
+        ("d", "network output 'y'"),
+    }
+    inexact = groups(SHARED, allow_inexact=True)
+    assert [(g.name, g.exact, g.reason) for g in inexact] == [
+        ("a", False, reason),
+        ("c", True, None),
+    ]
+    assert [w.layer for w in inexact.whole] == ["d"]
+
+
+@pytest.mark.parametrize("pattern", ["c", "/c", "[c]", "*c"])
+def test_ignored_layers_stay_whole(pattern: str) -> None:
+    found = groups(SHARED, ignore=[pattern])
+    assert len(found) == 0
+    assert ("c", f"ignored by '{pattern}'") in {(w.layer, w.reason) for w in found.whole}
+
+
+def test_layers_that_make_two_groups_number_them() -> None:
+    model = network(
+        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
+            a = Gemm (x, w)
+            p, q = Split <axis = 1> (a, sizes)
+            y = Gemm (p, wp)
+            z = Gemm (q, wq)
+        }""",
+        {"w": (6, 8), "wp": (3, 2), "wq": (5, 2)},
+        {"sizes": [3, 5]},
+    )
+    assert [(group.name, group.size) for group in groups(model)] == [("a", 3), ("a#2", 5)]
+
+
+def test_unknown_names_are_told() -> None:
+    found = groups(SHARED)
+    assert found["c"] is found[0]
+    with pytest.raises(UsageError, match="no group is called 'e'; there are c"):
+        found["e"]
+    with pytest.raises(UsageError, match="no layer or node matches 'e'"):
+        groups(SHARED, ignore=["e"])
+    with pytest.raises(UsageError, match="no granularity 'layer'; there are channel, head, head-d"):
+        groups(SHARED, granularity="layer")
+
+
+def test_groups_print_a_line_each_and_what_stays() -> None:
+    lines = repr(groups(SHARED, allow_inexact=True)).splitlines()
+    assert lines[0] == "2 groups, 15 units"
+    assert lines[1].split()[:4] == ["a", "8", "×", "channel"]
+    assert "inexact: LayerNormalization 'n'" in lines[1]
+    assert lines[3:] == ["1 layers stay whole", "  d: network output 'y'"]
+
+
+def test_layer_names_are_weight_prefixes_where_these_are_unique() -> None:
+    model = network(
+        """g (float[N, 4] x) => (float[N, 2] y) {
+            ["/one"] a = Gemm (x, "one.weight")
+            ["/two"] b = MatMul (a, "shared.weight")
+            ["/three"] c = MatMul (b, "shared.weight")
+            ["/four"] d = MatMul (c, anonymous)
+            e = MatMul (d, other)
+            y = Relu (e)
+        }""",
+        {"one.weight": (4, 5), "shared.weight": (5, 5), "anonymous": (5, 5), "other": (5, 2)},
+    )
+    names = list(layer_names(normalize(model)).values())
+    assert names == ["one", "/two", "/three", "/four", "e", "y"]
+
+
+def test_layer_costs_are_those_counted_by_hand() -> None:
+    rows = layer_costs(normalize(convolutions()))
+    assert [(r.layer, r.node, r.operator, r.outputs, r.macs, r.params) for r in rows] == [
+        ("first", "/first", "Conv", 8, 36 * 27 * 8, 8 * 27 + 8),
+        ("second", "/second", "Conv", 4, 16 * 72 * 4, 4 * 72 + 4),
+        ("head", "/head", "Gemm", 5, 20, 25),
+    ]
+    assert rows[0].width == "Conv 8"
+
+
+def test_analysis_is_deterministic_and_leaves_the_graph_alone() -> None:
+    graph = normalize(convolutions())
+    before = graph.model
+    text = onnx.printer.to_text(ir.to_proto(graph.model))
+    first, second = analyze(graph), analyze(graph)
+    for a, b in zip(first.groups, second.groups, strict=True):
+        assert a.name == b.name
+        for one, other in zip(a.members, b.members, strict=True):
+            assert (one.tensor, one.axis) == (other.tensor, other.axis)
+            assert np.array_equal(one.indices, other.indices)
+    assert graph.model is before
+    assert onnx.printer.to_text(ir.to_proto(graph.model)) == text
+
+
+def chain(layers: int) -> onnx.ModelProto:
+    """Return a residual network of many layers."""
+    nodes, weights = [], []
+    random = np.random.default_rng(0)
+    value = "x"
+    for i in range(layers):
+        for name, rows, columns in ((f"a{i}", 6, 4), (f"b{i}", 4, 6)):
+            array = random.standard_normal((rows, columns)).astype(np.float32)
+            weights.append(numpy_helper.from_array(array, f"{name}.weight"))
+        nodes += [
+            helper.make_node("MatMul", [value, f"a{i}.weight"], [f"h{i}"]),
+            helper.make_node("Relu", [f"h{i}"], [f"r{i}"]),
+            helper.make_node("MatMul", [f"r{i}", f"b{i}.weight"], [f"s{i}"]),
+            helper.make_node("Add", [value, f"s{i}"], [f"t{i}"]),
+        ]
+        value = f"t{i}"
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", 1, ("N", 6))],
+        [helper.make_tensor_value_info(value, 1, ("N", 6))],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_deep_networks_are_analyzed() -> None:
+    found = groups(chain(600))
+    assert len(found) == 600
+    assert {group.size for group in found} == {4}
