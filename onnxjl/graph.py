@@ -1,19 +1,21 @@
-"""Graph: a thin view over an ONNX model; weights stay where they are until something writes them."""
+"""Graph: a thin view over an ONNX model, whose weights stay where they are until written."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
     from onnxjl.plan import Plan
+    from onnxjl.save import Saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,12 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Plan | None = None
     source: Graph | None = None
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
+        """Write the network to a file, checked; see `onnxjl.save`."""
+        from onnxjl.save import save
+
+        return save(self, path, **options)
 
     @property
     def opset(self) -> int:

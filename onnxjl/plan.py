@@ -149,6 +149,7 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """Return the plan that has the effect of this one and, after it, of `later`."""
+        recovered = {k: v for k, v in self.request.items() if k == "recover"}
         kept: dict[str, dict[int, NDArray[np.int64]]] = {n: dict(a) for n, a in self.kept.items()}
         for name, axes in later.kept.items():
             for axis, indices in axes.items():
@@ -163,7 +164,7 @@ class Plan:
             attributes=attributes,
             constants={**self.constants, **later.constants},
             removed_nodes=(*self.removed_nodes, *later.removed_nodes),
-            request=later.request,
+            request={**later.request, **recovered},
             sizes=None,
         )
 
@@ -224,6 +225,9 @@ def apply(graph: Graph, plan: Plan) -> Graph:
         _infer_shapes(model)
     else:
         _shrink_shapes(model, plan.sizes)
+    # A plan is about structure: applied to its source it recovers nothing.
+    asked = {key: value for key, value in plan.request.items() if key != "recover"}
+    plan = replace(plan, request=asked)
     before = graph.plan
     return replace(
         graph,

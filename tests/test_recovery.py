@@ -205,6 +205,21 @@ def test_calibration_alone_means_refit():
     assert small.plan.request["recover"] == "refit"
 
 
+def test_recovery_is_told_from_pruning_in_plans():
+    graph = onnxjl.normalize(f"{MODEL}.onnx")
+    x = np.load(f"{MODEL}.calib.npz")["image"][:64]
+    first = onnxjl.prune(graph, macs=0.8, calibration=x)
+    # Pruned again, its weights are still the refitted ones.
+    assert onnxjl.prune(first, macs=0.9).plan.request["recover"] == "refit"
+    # Applied to the source, a plan recovers nothing.
+    again = onnxjl.apply(graph, onnxjl.Plan.from_json(first.plan.to_json()))
+    assert "recover" not in again.plan.request
+    kept = first.plan.kept["layer2.0.conv1.weight"]
+    expected = graph.weight("layer2.0.conv1.weight")[np.ix_(kept[0], kept[1])]
+    np.testing.assert_array_equal(again.weight("layer2.0.conv1.weight"), expected)
+    assert not np.array_equal(first.weight("layer2.0.conv1.weight"), expected)
+
+
 def test_errors():
     graph = onnxjl.normalize(f"{MODEL}.onnx")
     small = onnxjl.prune(graph, macs=0.9)

@@ -18,6 +18,7 @@ from onnxjl.report import (
     Change,
     LayerChange,
     Report,
+    _advice_on_widths,
     assumed_shapes,
     make_report,
     quantity,
@@ -121,6 +122,21 @@ def test_external_data_count_as_file_size(folder):
     assert found["file"].after == sum(p.stat().st_size for p in folder.glob("small.*"))
 
 
+@pytest.mark.parametrize(
+    ("latency", "round_to", "advised"),
+    [
+        ((2.0, 1.9), 1, True),
+        ((2.0, 1.1), 1, False),
+        ((0.02, 0.02), 1, False),
+        ((2.0, 1.9), 8, False),
+    ],
+)
+def test_widths_are_blamed_for_a_network_that_got_no_faster(latency, round_to, advised):
+    changes = [Change("MACs", 100, 50, "MACs"), Change("latency", *latency, "ms")]
+    notes = _advice_on_widths(changes, {"round_to": round_to})
+    assert [note.startswith("--round-to 8") for note in notes] == [True] * advised
+
+
 def test_latency_and_accuracy_are_measured(folder, pruned):
     x = np.random.default_rng(0).standard_normal((50, 3, 6, 6)).astype(np.float32)
     (y,) = ReferenceEvaluator(str(folder / "net.onnx")).run(None, {"x": x})
@@ -136,7 +152,7 @@ def test_latency_and_accuracy_are_measured(folder, pruned):
     assert 0 < found["latency"].after < 1000
     assert found["latency"].note == "onnxruntime, 1 thread, x 1×3×6×6"
 
-    assert make_report(pruned, saved).notes == ()
+    assert make_report(pruned, saved).notes == ()  # too short a run to blame its widths
     (folder / "net.calib.npz").write_bytes(b"")
     (note,) = make_report(pruned, saved).notes
     assert note.startswith(f"--calibrate {folder / 'net.calib.npz'} recovers accuracy")
