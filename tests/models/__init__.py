@@ -1,0 +1,1 @@
+"""Test networks, as skeletons without weights and as small trained files; see README.md."""
