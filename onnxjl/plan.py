@@ -89,31 +89,41 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"not a plan: {error}") from error
-        if not isinstance(data, dict) or data.get("onnxjl") != FORMAT:
+        version = data.get("onnxjl") if isinstance(data, dict) else None
+        if version != FORMAT or isinstance(version, bool):
             raise PlanError(
                 f"not a plan of format {FORMAT}: the key 'onnxjl' is missing or another"
             )
         try:
+            source = _object(data["source"], "source")
             return cls(
                 kept={
-                    str(name): {int(axis): _indices(name, axis, v) for axis, v in axes.items()}
-                    for name, axes in data["kept"].items()
+                    name: {
+                        _axis(axis): _indices(name, axis, indices)
+                        for axis, indices in _object(axes, name).items()
+                    }
+                    for name, axes in _object(data["kept"], "kept").items()
                 },
-                attributes={str(k): dict(v) for k, v in data.get("attributes", {}).items()},
+                attributes={
+                    name: {key: _setting(value, key) for key, value in _object(v, name).items()}
+                    for name, v in _object(data.get("attributes", {}), "attributes").items()
+                },
                 constants={
-                    str(k): np.array(v, dtype=np.int64)
-                    for k, v in data.get("constants", {}).items()
+                    name: _integers(value, name)
+                    for name, value in _object(data.get("constants", {}), "constants").items()
                 },
-                removed_nodes=tuple(str(n) for n in data.get("removed_nodes", ())),
-                fingerprint=data["source"]["sha256"],
-                opset=data["source"].get("opset"),
-                request=dict(data.get("request", {})),
-                engine=str(data.get("engine", "numpy")),
+                removed_nodes=tuple(_texts(data.get("removed_nodes", []), "removed_nodes")),
+                fingerprint=_text(source["sha256"], "sha256"),
+                opset=source.get("opset"),
+                request=_object(data.get("request", {}), "request"),
+                engine=_text(data.get("engine", "numpy"), "engine"),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise PlanError(f"not a plan: {error} is missing") from error
+        except (ValueError, OverflowError) as error:
+            raise PlanError(f"not a plan: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -169,10 +179,56 @@ class Plan:
         )
 
 
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"'{name}' is {value!r}, not an object")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{name}' is {value!r}, not text")
+    return value
+
+
+def _texts(values: Any, name: str) -> list[str]:
+    if not isinstance(values, list):
+        raise ValueError(f"'{name}' is {values!r}, not a list")
+    return [_text(value, name) for value in values]
+
+
+def _axis(text: str) -> int:
+    if not (text.isdecimal() and str(int(text)) == text):
+        raise ValueError(f"'{text}' is no axis: they are written as decimals from 0")
+    return int(text)
+
+
+def _setting(value: Any, name: str) -> Any:
+    """An attribute's value: a number, text, or a list of numbers or of texts."""
+    kinds = {type(one) for one in value} if isinstance(value, list) else {type(value)}
+    if not kinds or not (kinds <= {int, float} or kinds == {str}):
+        raise ValueError(f"attribute '{name}' is {value!r}, not numbers or text")
+    return value
+
+
+def _integers(values: Any, name: str) -> NDArray[np.int64]:
+    """Whole numbers as an array; NumPy alone would round, and read text."""
+    pending = [values]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"'{name}' holds {value!r}, not a whole number")
+    return np.array(values, dtype=np.int64)
+
+
 def _indices(name: str, axis: str, values: Any) -> NDArray[np.int64]:
-    indices = np.array(values, dtype=np.int64)
-    if indices.ndim != 1 or (len(indices) and indices[0] < 0) or (np.diff(indices) <= 0).any():
-        raise ValueError(f"kept indices of '{name}' axis {axis} aren't sorted, unique and ≥ 0")
+    indices = _integers(values, name)
+    if indices.ndim != 1 or not len(indices) or indices[0] < 0 or (np.diff(indices) <= 0).any():
+        raise ValueError(
+            f"kept indices of '{name}' axis {axis} aren't one or more, sorted, unique and ≥ 0"
+        )
     return indices
 
 
@@ -205,6 +261,8 @@ def apply(graph: Graph, plan: Plan) -> Graph:
         _replace(value, array, tensor.dtype)
     for name, constant in plan.constants.items():
         value, tensor = _initializer(initializers, name)
+        if not tensor.dtype.is_integer():
+            raise PlanError(f"'{name}' holds {tensor.dtype.name.lower()}, and is no constant")
         _replace(value, np.asarray(constant).astype(tensor.dtype.numpy()), tensor.dtype)
     nodes = {node_name(node): node for node in model.graph}
     for name, values in plan.attributes.items():
