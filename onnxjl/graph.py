@@ -55,18 +55,21 @@ class Graph:
         """SHA-256 of structure and weights, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for node in self.model.graph.all_nodes():
-            attributes = sorted(
-                (k, str(a.value))
-                for k, a in node.attributes.items()
-                if a.type
-                not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR)
-            )
             names = [[v.name if v else "" for v in vs] for vs in (node.inputs, node.outputs)]
-            digest.update(repr((node.domain, node.op_type, names, attributes)).encode())
+            digest.update(repr((node.domain, node.op_type, names)).encode())
+            for name, attribute in sorted(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR:
+                    _add(digest, name, attribute.as_tensor().numpy())
+                elif attribute.type == ir.AttributeType.GRAPH:
+                    initializers = attribute.as_graph().initializers
+                    for key in sorted(initializers):
+                        tensor = initializers[key].const_value
+                        if tensor is not None:
+                            _add(digest, f"{name} {key}", tensor.numpy())
+                elif attribute.type != ir.AttributeType.GRAPHS:
+                    digest.update(repr((name, str(attribute.value))).encode())
         for name in sorted(self.model.graph.initializers):
-            array = self.weight(name)
-            digest.update(repr((name, str(array.dtype), array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+            _add(digest, name, self.weight(name))
         return digest.hexdigest()
 
     def weight(self, name: str) -> np.ndarray:
@@ -74,6 +77,15 @@ class Graph:
         value = self.model.graph.initializers[name]
         assert value.const_value is not None
         return value.const_value.numpy()
+
+
+def _add(digest: hashlib._Hash, name: str, array: np.ndarray) -> None:
+    """Add an array to a digest."""
+    digest.update(repr((name, str(array.dtype), array.shape)).encode())
+    if array.dtype == object:
+        digest.update(repr(array.tolist()).encode())
+    else:
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def node_name(node: ir.Node) -> str:
