@@ -81,7 +81,7 @@ def random_inputs(graph: Graph, *, seed: int = 0) -> dict[str, np.ndarray]:
             raise DataError(f"input '{value.name}' is a {value.type}; give the inputs (--inputs)")
         shape, dtype = shapes[value.name], value.type.dtype
         if dtype.is_integer() or dtype == ir.DataType.BOOL:
-            array = generator.integers(0, 2, shape)
+            array: np.ndarray = generator.integers(0, 2, shape)
         else:
             array = generator.standard_normal(shape)
         arrays[value.name] = array.astype(dtype.numpy())
@@ -94,7 +94,7 @@ def _bind(
     """Shapes with `size` for free symbols, and which symbols (or dimensions) those are."""
     symbols: dict[str, int] = {}
     for value in inputs:
-        if value.name in given and value.shape is not None:
+        if value.name is not None and value.name in given and value.shape is not None:
             for dim, known in zip(value.shape, given[value.name], strict=True):
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                     symbols[dim.value] = known

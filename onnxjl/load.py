@@ -141,7 +141,8 @@ def _from_proto(
         dtype = ir.DataType(tensor.data_type)
         value = model.graph.initializers[tensor.name]
         if dtype.bitwidth % 8 == 0 and dtype != ir.DataType.STRING:
-            value.const_value = _tensor_over(data, value.const_value, name)
+            shell = ir.serde.TensorProtoTensor(tensor)
+            value.const_value = _tensor_over(data, shell, name)
         else:
             tensor.raw_data = bytes(data)
     model.graph.opset_imports.clear()

@@ -31,12 +31,12 @@ def weightless(model: ir.Model) -> onnx.ModelProto:
         for value in initializers:
             tensor = value.const_value
             if tensor is not None:
-                value.shape = ir.Shape(tensor.shape)
+                value.shape = ir.Shape(tensor.shape.numpy())
                 value.type = ir.TensorType(tensor.dtype)
             if value not in known:
                 graph.inputs.append(value)
             if tensor is None or tensor.nbytes > _SMALL:
-                del graph.initializers[value.name]
+                graph.initializers.pop(value.name or "")
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
         return ir.serde.serialize_model(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 # Field numbers of onnx.proto, fixed by its format: ModelProto.graph, GraphProto.initializer,
 # TensorProto.raw_data.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
@@ -54,7 +56,9 @@ def split_weights(data: memoryview) -> tuple[bytes, dict[int, memoryview]]:
     return b"".join(rest), weights
 
 
-def _fields(data: memoryview, position: int, end: int):
+def _fields(
+    data: memoryview, position: int, end: int
+) -> Iterator[tuple[int, int, int | None, int]]:
     """Yield (field number, start, start of its content where that is bytes else None, end)."""
     while position < end:
         start = position

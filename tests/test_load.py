@@ -324,10 +324,10 @@ def test_external_data_that_is_missing(tmp_path):
 
 def test_external_data_that_is_too_short(tmp_path):
     path = external(tmp_path, "weights.bin", offset=16)
-    with pytest.raises(ExternalDataError, match="needs bytes 16 to 8016 of .*, which has 8000"):
+    with pytest.raises(ExternalDataError, match=r"needs bytes 16 to 8016 of .*, which has 8000"):
         load(path)
     path = external(tmp_path, "weights.bin", length=4)
-    with pytest.raises(ExternalDataError, match="has 4 bytes, but type FLOAT .* need 8000"):
+    with pytest.raises(ExternalDataError, match=r"has 4 bytes, but type FLOAT .* need 8000"):
         load(path)
 
 
@@ -352,7 +352,7 @@ def escaping(tmp_path: Path, kind: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize("kind", ["parent", "absolute", "symlink", "symlinked folder"])
 def test_external_data_outside_the_folder(tmp_path, kind):
     path, outside = escaping(tmp_path, kind)
-    with pytest.raises(ExternalDataError, match="outside the model's folder; .*--allow-external"):
+    with pytest.raises(ExternalDataError, match=r"outside the model's folder; .*--allow-external"):
         load(path)
     with pytest.raises(ExternalDataError, match="outside"):
         load(path, allow_external=[tmp_path / "model"])

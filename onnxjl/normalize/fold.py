@@ -88,7 +88,7 @@ def _infer(model: ir.Model) -> None:
     graph = model.graph
     for value in graph.initializers.values():
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
     declared = {output: output.shape for output in graph.outputs if output.producer() is not None}
     for node in graph:

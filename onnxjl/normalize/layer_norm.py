@@ -37,7 +37,9 @@ def to_layer_norm(model: ir.Model) -> ir.Model:
     for node in list(graph):
         if is_onnx(node, "Sqrt") or (is_onnx(node, "Pow") and _scalar(node.inputs[1]) == 0.5):
             moments = _moments(node.inputs[0], node.outputs[0])
-            for output, scale, bias in [] if moments is None else _normalized(moments):
+            if moments is None:
+                continue
+            for output, scale, bias in _normalized(moments):
                 _replace(graph, names, moments, output, scale, bias)
                 found = True
     if found and model.opset_imports[""] < 17:
@@ -86,8 +88,8 @@ def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
             continue
         x, axis = reduction
         assert x.shape is not None
-        sizes = x.shape[axis:]
-        if all(isinstance(size, int) for size in sizes):
+        sizes = [size for size in x.shape[axis:] if isinstance(size, int)]
+        if len(sizes) == len(x.shape) - axis:
             count = float(np.prod(sizes))
             expected = 1 / count if op_type == "Mul" else count
             if np.float32(factor) == np.float32(expected):

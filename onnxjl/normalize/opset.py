@@ -63,6 +63,8 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
             f"can't convert opset {current} to {target}: {' '.join(str(error).split())}"
         ) from error
     converted = ir.serde.deserialize_model(proto)
+    if current < 11:
+        _resize_as_before(converted)
     graph = converted.graph
     values = {value.name: value for value in graph.inputs}
     kept = [values[value.name] for value in model.graph.inputs]
@@ -73,6 +75,17 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     graph.inputs.clear()
     graph.inputs.extend(kept)
     return converted
+
+
+def _resize_as_before(model: ir.Model) -> None:
+    """Make `Resize` sample as it, and `Upsample`, did before opset 11; the converter forgets to."""
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type == "Resize":
+            for name, mode in (
+                ("coordinate_transformation_mode", "asymmetric"),
+                ("nearest_mode", "floor"),
+            ):
+                node.attributes.setdefault(name, ir.AttrString(name, mode))
 
 
 def to_opset_17(model: ir.Model) -> ir.Model:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from itertools import count
 
 Monomial = tuple[str, ...]
-Integer = "int | Polynomial"
-
 _unknowns = count()
 
 
@@ -75,7 +73,8 @@ class Polynomial:
         if self == divisor:
             return 1
         if isinstance(divisor, int):
-            divisor_names, factor = (), divisor
+            divisor_names: Monomial = ()
+            factor = divisor
         elif len(divisor._terms) == 1:
             ((divisor_names, factor),) = divisor._terms.items()
         else:
@@ -116,7 +115,7 @@ class Polynomial:
         return self + (-other)  # type: ignore[operator]
 
     def __rsub__(self, other: object) -> int | Polynomial:
-        return -self + other
+        return (-self) + other  # type: ignore[operator]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Polynomial) and self._terms == other._terms

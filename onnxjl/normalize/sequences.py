@@ -67,15 +67,15 @@ def _unpack(graph: ir.Graph) -> bool:
             num_outputs=len(sizes),
         )
         graph.insert_before(node, split)
-        for index, output in enumerate(split.outputs):
-            output.name = names.fresh(f"{sequence.name}_{index}")
+        for number, output in enumerate(split.outputs):
+            output.name = names.fresh(f"{sequence.name}_{number}")
         taken: set[int] = set()
-        for user, index in members.items():
-            if index in taken:
-                user.outputs[0].replace_all_uses_with(split.outputs[index])
+        for user, number in members.items():
+            if number in taken:
+                user.outputs[0].replace_all_uses_with(split.outputs[number])
             else:
-                take_place(user.outputs[0], split.outputs[index])
-                taken.add(index)
+                take_place(user.outputs[0], split.outputs[number])
+                taken.add(number)
             remove([user])
         remove([node])
         changed = True

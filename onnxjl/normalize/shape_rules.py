@@ -149,13 +149,14 @@ def _slice(node: ir.Node, known: Knowledge) -> Dims | None:
     starts, ends = known.integers(node.inputs[1]), known.integers(node.inputs[2])
     if starts is None or ends is None:
         return None
-    given = [None, None]
-    for i in (3, 4):
-        if len(node.inputs) > i and node.inputs[i] is not None:
-            given[i - 3] = known.integers(node.inputs[i])  # type: ignore[call-overload]
-            if given[i - 3] is None:
-                return None
-    axes, steps = given[0] or list(range(len(starts))), given[1] or [1] * len(starts)
+    axes: list[Size] | None = list(range(len(starts)))
+    steps: list[Size] | None = [1] * len(starts)
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        axes = known.integers(node.inputs[3])
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        steps = known.integers(node.inputs[4])
+    if axes is None or steps is None:
+        return None
     result = list(dims)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if isinstance(axis, Polynomial):

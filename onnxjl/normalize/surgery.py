@@ -45,7 +45,7 @@ def add_initializer(graph: ir.Graph, name: str, tensor: np.ndarray | ir.TensorPr
         tensor = ir.Tensor(tensor, name=name)
     value = ir.Value(
         name=name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -61,12 +61,12 @@ def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
             tensor.offset,
             tensor.length,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=name,
             base_dir=tensor.base_dir,
         )
     if isinstance(tensor, ir.StringTensor):
-        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape), name=name)
+        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=name)
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 

@@ -210,27 +210,27 @@ def _relayout(region: _Region, graph: ir.Graph, names: Names) -> None:
             first = next(n for n in order if value in n.inputs)
             sources[value] = _transpose(graph, names, value, back, before=first)
     for node in order:
-        for index, value in enumerate(node.inputs):
-            if value is None:
+        for index, operand in enumerate(node.inputs):
+            if operand is None:
                 continue
-            if value in sources:
-                node.replace_input_with(index, sources[value])
-            elif value.producer() not in region.nodes:
-                _relayout_constant(node, index, value, perm, graph, names)
+            if operand in sources:
+                node.replace_input_with(index, sources[operand])
+            elif operand.producer() not in region.nodes:
+                _relayout_constant(node, index, operand, perm, graph, names)
         _relayout_attributes(node, perm)
         output = node.outputs[0]
         assert output.shape is not None
         output.shape = ir.Shape([output.shape[axis] for axis in back])
     for value in sorted(region.exits, key=lambda v: v.name or ""):
         gone, others = _outside(value, region)
+        if others:
+            _restore(value, region.nodes | set(gone), region.perm, graph, names)
         for node in gone:
             if substitute(node.outputs[0], value):
                 remove([node])
             else:
                 node.op_type = "Identity"
                 node.attributes.clear()
-        if others:
-            _restore(value, region, graph, names)
     for value in sources:
         producer = value.producer()
         if producer is not None and is_onnx(producer, "Transpose"):
@@ -263,14 +263,16 @@ def _transpose(
     return output
 
 
-def _restore(value: ir.Value, region: _Region, graph: ir.Graph, names: Names) -> None:
-    """Give an exit's users outside the region, and the graph, the layout that they had."""
+def _restore(
+    value: ir.Value, ours: set[ir.Node], perm: Sequence[int], graph: ir.Graph, names: Names
+) -> None:
+    """Give the graph, and all users but ours, the layout of a value that they had."""
     producer = value.producer()
     assert producer is not None
-    restored = _transpose(graph, names, value, region.perm, after=producer)
+    restored = _transpose(graph, names, value, perm, after=producer)
     transpose = restored.producer()
     for use in list(value.uses()):
-        if use.node not in region.nodes and use.node is not transpose:
+        if use.node not in ours and use.node is not transpose:
             use.node.replace_input_with(use.idx, restored)
     if value.is_graph_output():
         for index, output in enumerate(graph.outputs):
