@@ -31,7 +31,7 @@ def file(model: str, output: str) -> None:
     graph = run.step("load", lambda: load(model))
     graph = run.step("normalize", lambda: normalize(graph))
     small = run.step("groups, l2, apply", lambda: prune(graph, macs=HALF, criterion="l2"))
-    run.step("save", lambda: save(small, output, check=False, force=True))
+    run.step("save", lambda: save(small, output, check=False))
     run.report()
 
 
@@ -39,7 +39,7 @@ def checked(model: str, output: str) -> None:
     """As `file`, with the check before the file gets its name; memory is this process's own."""
     run = Measurement()
     small = run.step("prune", lambda: prune(model, macs=HALF, criterion="l2"))
-    run.step("save and check", lambda: save(small, output, force=True))
+    run.step("save and check", lambda: save(small, output))
     run.report()
 
 

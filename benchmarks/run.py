@@ -15,11 +15,13 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ NETWORKS = ("resnet50", "densenet121", "mobilenet_v2", "vit_b_16")
 RATIO = "0.3"
 """Share of channels that the peers remove: about half the MACs of a convolutional network."""
 
+CASES = ("file", "external", "checked", "memory", "torch_pruning", "onnxsim")
 BLOCKS = (20, 50, 100, 200, 500, 1000, 2000)
 WIDTHS = (1024, 4096, 16384, 65536, 262144)
 REPEATS = "5"
@@ -73,37 +76,39 @@ def compare(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     """Measure every contestant on one network."""
     model, external = folder / f"{name}.onnx", folder / f"{name}.external.onnx"
     proto = zoo.load(f"{name}.ts17")
-    onnx.save(proto, model)
     weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    onnx.save(proto, model)
     onnx.save(proto, external, save_as_external_data=True, location=f"{name}.data")
     del proto
-    small, peer, simple = (folder / f"{name}.{end}.onnx" for end in ("small", "pruned", "sim"))
-    runs: dict[str, list[dict[str, Any]]] = {}
+    outputs = {case: folder / case / "small.onnx" for case in CASES}
+    contestants: dict[str, Callable[[], dict[str, Any]]] = {
+        "file": lambda: ours("file", model, outputs["file"]),
+        "external": lambda: ours("file", external, outputs["external"]),
+        "checked": lambda: ours("checked", model, outputs["checked"]),
+        "memory": lambda: ours("memory", model, REPEATS),
+    }
+    if options.peer_python:
+        peer = partial(child, options.peer_python, "peer_cases.py")
+        contestants |= {
+            "torch_pruning": lambda: peer("torch_pruning", name, RATIO, outputs["torch_pruning"]),
+            "onnxsim": lambda: peer("onnxsim", model, RATIO, REPEATS, outputs["onnxsim"]),
+        }
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in contestants}
     for _ in range(options.repetitions):
-        for case, made in (
-            ("file", lambda: ours("file", model, small)),
-            ("external", lambda: ours("file", external, small)),
-            ("checked", lambda: ours("checked", model, small)),
-            ("memory", lambda: ours("memory", model, REPEATS)),
-        ):
-            runs.setdefault(case, []).append(made())
-        if options.peer_python:
-            for case, given in (
-                ("torch_pruning", (name, RATIO, peer)),
-                ("onnxsim", (model, RATIO, REPEATS, simple)),
-            ):
-                made = child(options.peer_python, "peer_cases.py", case, *given)
-                runs.setdefault(case, []).append(made)
+        for case, run in contestants.items():
+            # Writing a file and replacing one are different jobs.
+            shutil.rmtree(outputs[case].parent, ignore_errors=True)
+            outputs[case].parent.mkdir()
+            runs[case].append(run())
         print(name, {case: round(r[-1]["seconds"], 3) for case, r in runs.items()}, flush=True)
     result: dict[str, Any] = {case: median(each) for case, each in runs.items()}
     result["weights"] = weights
     whole = ours("macs", model)
-    for case, output in (("file", small), ("torch_pruning", peer), ("onnxsim", simple)):
-        if case in result:
-            found = ours("macs", output)
-            result[case]["kept"] = {key: found[key] / whole[key] for key in ("macs", "params")}
+    for case in {"file", "torch_pruning", "onnxsim"} & set(contestants):
+        found = ours("macs", outputs[case])
+        result[case]["kept"] = {key: found[key] / whole[key] for key in ("macs", "params")}
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return result
 
 
