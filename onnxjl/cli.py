@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import textwrap
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = _show_warning
+            # What a library logs of a broken model, our error says in one line.
+            logging.getLogger("onnx_ir").setLevel(logging.ERROR)
             commands = import_module("onnxjl.commands")
             status: int = getattr(commands, options.command)(options)
             sys.stdout.flush()

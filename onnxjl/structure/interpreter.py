@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -168,6 +169,9 @@ class Interpreter:
 
     def reshape(self, axes: Axes, sizes: Sequence[int], node: ir.Node, block: str = "") -> Axes:
         """Return the axes of a row-major reshape."""
+        elements = math.prod(ax.size(axis) for axis in axes)
+        if elements != math.prod(sizes) or elements == 0:
+            raise Unruled("its input and its output don't have the same elements")
         return ax.regroup(
             self.labels,
             axes,
