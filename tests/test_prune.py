@@ -227,7 +227,7 @@ def test_wrong_requests_are_told(options: dict[str, object], message: str) -> No
 
 def test_unreachable_budget_is_told_before_anything_changes() -> None:
     with pytest.raises(
-        BudgetError, match=r"macs=0\.01 can't be met: with 2 prunable groups .* 0\.0904"
+        BudgetError, match=r"macs=0\.01 can't be met: with 2 prunable groups .*macs=0\.0904 "
     ):
         prune(convolutions(), macs=0.01)
     with pytest.raises(BudgetError, match="would change nothing: the widest group has 8 units"):
