@@ -266,6 +266,8 @@ class Interpreter:
     # Shape arithmetic: which elements depend on axes with labels
 
     def _is_shape_arithmetic(self, node: ir.Node) -> bool:
+        if node.op_type in _CONTRACTIONS:
+            return False  # a product of numbers is still one of the network's
         arrays = [self.shapes.known.get(v.name) for v in node.outputs if v.name]
         return bool(arrays) and all(
             a is not None and (a.dtype.kind in "iub" or a.size == 1) for a in arrays
@@ -367,6 +369,8 @@ class Interpreter:
             ):
                 self._fix_dims(value, f"its size is computed with at {name(node)}")
 
+
+_CONTRACTIONS = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN".split())
 
 # Inputs that are shapes, bounds or sizes: what their rules rewrite when a plan is made.
 SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
