@@ -105,10 +105,9 @@ class Interpreter:
             raise Unruled("its inputs' shapes disagree")
         if a is b or not (a and b):
             return a
-        if len(a) == len(b) == 1 and a[0].labels is None and b[0].labels is None:
-            # Plain factors may still be tagged as heads.
-            if a[0].tags == b[0].tags:
-                return a if a[0].reason else b
+        plain = len(a) == len(b) == 1 and a[0].labels is None and b[0].labels is None
+        if plain and a[0].tags == b[0].tags:  # such factors may still be tagged as heads
+            return a if a[0].reason else b
         return ax.unite(self.labels, a, b, self._meeting(node))
 
     def _meeting(self, node: ir.Node) -> int:
