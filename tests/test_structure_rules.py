@@ -793,7 +793,7 @@ image(
     },
     weights={"p": (8, 1, 1), "q": (8, 1, 1)},
 )
-image("LRN", "z = LRN <size = 3> (a)", [])
+image("LRN", "z = LRN <size = 3> (a)", [], inexact=[8])
 image("MeanVarianceNormalization over space", "z = MeanVarianceNormalization <axes = [2, 3]> (a)")
 image(
     "MeanVarianceNormalization over channels",

@@ -109,9 +109,9 @@ def groups_left(editor: Editor, node: ir.Node) -> None:
 
 @rule("LRN")
 def local_response(run: Interpreter, node: ir.Node) -> None:
-    """Sums over neighbouring channels: their order matters."""
+    """Mark the channels as inexact: each is divided by a sum over its neighbours."""
     axes = run.of(node.inputs[0])
-    run.fix(axes[1], f"{node.op_type} '{node.name}' sums over neighbouring channels")
+    run.inexact(axes[1], node)
     run.set(node.outputs[0], axes)
 
 
