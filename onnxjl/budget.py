@@ -165,8 +165,8 @@ class _Selection:
         budget = self.request.budget
         if budget == "amount":
             unit = np.ones(1, dtype=np.int64)
-            terms = [(1.0, [Size(0, unit * n, unit)]) for n in self.free.tolist()]
-            return Cost(terms, len(self.sizes))
+            units = [[Size(0, unit * n, unit)] for n in self.free.tolist()]
+            return Cost([1.0] * len(units), units, len(self.sizes))
         return {
             "macs": self.structure.macs,
             "params": self.structure.params,

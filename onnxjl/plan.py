@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import PlanError
+from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph, node_name
 from onnxjl.load import load
 from onnxjl.normalize import normalize
@@ -232,6 +233,7 @@ def _indices(name: str, axis: str, values: Any) -> NDArray[np.int64]:
     return indices
 
 
+@without_collection
 def apply(graph: Graph, plan: Plan) -> Graph:
     """Return the smaller graph that a plan makes of its source.
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+_NONE: Counts = np.zeros(0, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """An axis size as an affine function of kept units: ``base + Σ multiplicity[g] · kept[g]``.
 
     Parameters
@@ -23,8 +24,8 @@ class Size:
     """
 
     base: int
-    groups: NDArray[np.int64]
-    multiplicities: NDArray[np.int64]
+    groups: Counts = _NONE
+    multiplicities: Counts = _NONE
 
 
 class Cost:
@@ -32,33 +33,40 @@ class Cost:
 
     Parameters
     ----------
-    terms : (coefficient, sizes) of each product.
+    coefficients : one for each product.
+    products : the sizes that are multiplied.
     groups : number of groups.
     """
 
-    def __init__(self, terms: Sequence[tuple[float, Sequence[Size]]], groups: int) -> None:
-        width = max((len(sizes) for _, sizes in terms), default=1) or 1
-        self.coefficients = np.array([c for c, _ in terms], dtype=np.float64)
-        self._base = np.ones((len(terms), width), dtype=np.float64)
-        cells: list[NDArray[np.int64]] = []
-        for t, (_, sizes) in enumerate(terms):
-            for j, one in enumerate(sizes):
-                self._base[t, j] = one.base
-                if len(one.groups):
-                    cell = np.empty((len(one.groups), 3), dtype=np.int64)
-                    cell[:, 0] = t * width + j
-                    cell[:, 1] = one.groups
-                    cell[:, 2] = one.multiplicities
-                    cells.append(cell)
-        table = np.concatenate(cells) if cells else np.zeros((0, 3), dtype=np.int64)
-        self._place, self._group, self._multiplicity = table.T
+    def __init__(
+        self, coefficients: Sequence[float], products: Sequence[Sequence[Size]], groups: int
+    ) -> None:
+        terms = len(products)
+        width = max(map(len, products), default=1) or 1
+        self.coefficients = np.array(coefficients, dtype=np.float64)
         self._groups = groups
+        sizes = [size for product in products for size in product]
+        lengths = np.array([len(product) for product in products], dtype=np.int64)
+        # Products are rows of a table, whose cells beyond a product's length hold 1.
+        cell = np.flatnonzero(np.arange(width) < lengths[:, None])
+        self._base = np.ones((terms, width), dtype=np.float64)
+        self._base.reshape(-1)[cell] = [size.base for size in sizes]
+        self._place = np.repeat(cell, [len(size.groups) for size in sizes])
+        self._group = np.concatenate([_NONE, *(size.groups for size in sizes)])
+        self._multiplicity = np.concatenate([_NONE, *(size.multiplicities for size in sizes)])
         # Each (group, term) in which they meet, with how much one unit adds to each size.
-        term = self._place // width
-        pairs, inverse = np.unique(self._group * len(terms) + term, return_inverse=True)
-        self._pair_group, self._pair_term = np.divmod(pairs, max(len(terms), 1))
-        self._pair_bump = np.zeros((len(pairs), width))
-        np.add.at(self._pair_bump, (inverse, self._place % width), self._multiplicity)
+        row, column = np.divmod(self._place, width)
+        pairs, inverse = np.unique(self._group * terms + row, return_inverse=True)
+        self._pair_group, self._pair_term = np.divmod(pairs, max(terms, 1))
+        self._pair_bump = np.bincount(
+            inverse * width + column, weights=self._multiplicity, minlength=len(pairs) * width
+        ).reshape(-1, width)
+
+    def weighted(self, coefficients: Sequence[float]) -> Cost:
+        """Return the cost that has other coefficients for the same products."""
+        other = copy.copy(self)
+        other.coefficients = np.array(coefficients, dtype=np.float64)
+        return other
 
     def _sizes(self, kept: Counts) -> NDArray[np.float64]:
         varying = np.bincount(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxjl.errors import PlanError, UsageError
+from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
@@ -23,11 +25,11 @@ from onnxjl.structure.edits import Editor
 from onnxjl.structure.interpreter import Interpreter
 from onnxjl.structure.labels import Kind
 from onnxjl.structure.names import layer_names, node_name, weight
+from onnxjl.structure.places import Indices, Places
 from onnxjl.structure.shapes import Shapes
 
 Granularity = Literal["channel", "head", "head-dim"]
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "head", "head-dim")
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +174,7 @@ class Structure:
     whole : layers that no group prunes.
     macs, params, bytes : costs as functions of the units that each group keeps.
     terms : node name of each term of `macs`.
+    names : node -> layer name.
     run : the interpretation that it rests on.
     unruled : nodes that no rule treats -> why.
     """
@@ -184,11 +187,10 @@ class Structure:
     params: Cost
     bytes: Cost
     terms: tuple[str, ...]
+    names: Mapping[ir.Node, str] = field(repr=False)
     unruled: Mapping[str, str]
     run: Interpreter = field(repr=False)
-    _roots: Indices = field(repr=False)
-    _unit_of: Indices = field(repr=False)
-    _starts: Indices = field(repr=False)
+    _unit_at: Indices = field(repr=False)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -206,7 +208,7 @@ class Structure:
         request : what was asked for, noted in the plan.
         """
         kept_unit = np.concatenate([*keep, np.ones(1, dtype=bool)])
-        alive = kept_unit[self._unit_of][self._roots]  # unit -1, "not in a group", is the last
+        alive = kept_unit[self._unit_at]  # unit -1, "not in a group", is the last
         editor = Editor(self.run, alive)
         kept: dict[str, dict[int, NDArray[np.int64]]] = {}
         for name in self.graph.model.graph.initializers:
@@ -255,7 +257,7 @@ def offer(
     structure: Structure, *, allow_inexact: bool, ignore: Sequence[str]
 ) -> tuple[list[int], list[Whole]]:
     """Return the numbers of the groups that may be pruned, and the layers that stay whole."""
-    names = layer_names(structure.graph)
+    names = structure.names
     for pattern in ignore:
         if not any(
             fnmatch.fnmatchcase(n, pattern)
@@ -284,6 +286,7 @@ def offer(
     return offered, whole
 
 
+@without_collection
 def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     """Run the structure analysis.
 
@@ -317,20 +320,18 @@ class _Builder:
         self.granularity = granularity
         self.names = layer_names(run.graph)
         self.roots, self.fixed, self.inexact, self.kind = run.labels.summary()
-        # Fixed units stay in every sense; label arrays that are shared need no second look.
         self.vectors = self._label_arrays()
-        self._sizes: dict[int, Size] = {}
-        self.places: dict[int, list[tuple[int, Indices]]] = {}
-        self.units, self.unit_of, self.group_of, self.starts = self._number_units()
+        self.units, self.unit_at, self.group_of, self.starts = self._number_units()
         self.widths = np.diff(self.starts, append=len(self.group_of))
 
     def _label_arrays(self) -> list[NDArray[np.int64]]:
+        """Return the vectors of labels of all axes; those that axes share once."""
         seen: dict[int, NDArray[np.int64]] = {}
         for axes in self.run.axes.values():
             for axis in axes:
                 for factor in axis:
                     if factor.labels is not None:
-                        seen.setdefault(id(factor.labels), factor.labels)
+                        seen[id(factor.labels)] = factor.labels
         return list(seen.values())
 
     def _allowed(self) -> NDArray[np.bool_]:
@@ -370,11 +371,11 @@ class _Builder:
         units = allowed[able]
         order = first[inverse][able]
         units = units[np.lexsort((units, order))]
-        unit_of = np.full(count, -1, dtype=np.int64)
-        unit_of[units] = np.arange(len(units))
+        unit_at = np.full(count, -1, dtype=np.int64)
+        unit_at[units] = np.arange(len(units))
         starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
         group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
-        return units, unit_of, group_of.astype(np.int64), starts.astype(np.int64)
+        return units, unit_at[self.roots], group_of.astype(np.int64), starts.astype(np.int64)
 
     def rehearse(self) -> list[tuple[ir.Node, PlanError]]:
         """Make a plan that takes some units of each group; return the nodes whose edits fail.
@@ -388,70 +389,22 @@ class _Builder:
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
         kept[order] = rank < random.integers(1, self.widths)[self.group_of]
-        return Editor(self.run, kept[self.unit_of][self.roots]).attempt()
+        return Editor(self.run, kept[self.unit_at]).attempt()
 
-    def _all_places(
-        self, vectors: Sequence[NDArray[np.int64]]
-    ) -> dict[int, list[tuple[int, Indices]]]:
-        """Return (group, (units, k) indices) of each group on each vector of labels, by its id."""
-        result: dict[int, list[tuple[int, Indices]]] = {id(v): [] for v in vectors}
-        if not vectors:
-            return result
-        lengths = np.array([len(v) for v in vectors])
-        units = self.unit_of[self.roots[np.concatenate(vectors)]]
-        owner = np.repeat(np.arange(len(vectors)), lengths)
-        positions = np.arange(len(units)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        present = units >= 0
-        units, owner, positions = units[present], owner[present], positions[present]
-        if not len(units):
-            return result
-        order = np.argsort(owner * (len(self.group_of) + 1) + units, kind="stable")
-        positions, owner = positions[order], owner[order]
-        segment = owner * (len(self.starts) + 1) + self.group_of[units[order]]
-        cuts = np.flatnonzero(np.diff(segment, prepend=-1))
-        widths = self.widths.tolist()
-        for start, stop, number, g in zip(
-            cuts.tolist(),
-            [*cuts[1:].tolist(), len(segment)],
-            owner[cuts].tolist(),
-            (segment[cuts] % (len(self.starts) + 1)).tolist(),
-            strict=True,
-        ):
-            indices = positions[start:stop].reshape(widths[g], -1)
-            result[id(vectors[number])].append((g, indices))
-        return result
+    def _places_on(self, vectors: Sequence[NDArray[np.int64]]) -> Places:
+        return Places(vectors, self.unit_at, self.group_of, self.widths)
 
-    def _places(self, axis: Axis) -> list[tuple[int, Indices]]:
+    def _indices(self, places: Places, axis: Axis) -> list[tuple[int, Indices]]:
         """Return (group, (units, k) indices) for each group with units on an axis."""
         if len(axis) == 1:
             labels = axis[0].labels
-            return [] if labels is None else self.places[id(labels)]
+            return [] if labels is None else places.of(labels)
         vector = ax.expand(self.run.labels, axis)
-        return [] if vector is None else self._all_places([vector])[id(vector)]
-
-    def _affine(self, axis: Axis) -> list[Size]:
-        """Return one size for each factor of an axis."""
-        sizes = []
-        for factor in axis:
-            if factor.labels is None:
-                sizes.append(Size(factor.size, _NONE, _NONE))
-                continue
-            sizes.append(self._affine_factor(factor.labels))
-        return sizes
-
-    def _affine_factor(self, vector: NDArray[np.int64]) -> Size:
-        found = self._sizes.get(id(vector))
-        if found is None:
-            here = self.places[id(vector)]
-            owners = np.array([g for g, _ in here], dtype=np.int64)
-            multiplicities = np.array([i.shape[1] for _, i in here], dtype=np.int64)
-            varying = sum(i.size for _, i in here)
-            found = self._sizes[id(vector)] = Size(len(vector) - varying, owners, multiplicities)
-        return found
+        return [] if vector is None else self._places_on([vector]).of(vector)
 
     def build(self) -> Structure:
         number = len(self.starts)
-        self.places = self._all_places(self.vectors)
+        places = self._places_on(self.vectors)
         members: list[list[Member]] = [[] for _ in range(number)]
         activations: list[list[Activation]] = [[] for _ in range(number)]
         made_by: list[list[str]] = [[] for _ in range(number)]
@@ -459,23 +412,23 @@ class _Builder:
         run = self.run
         for name in run.graph.model.graph.initializers:
             for i, axis in enumerate(run.axes.get(name, ())):
-                for g, indices in self._places(axis):
+                for g, indices in self._indices(places, axis):
                     members[g].append(Member(name, i, indices))
         for product in run.products:
             for value, i in product.consumed:
                 axes = run.axes.get(value.name or "")
                 if axes is not None and not value.is_initializer():
-                    for g, indices in self._places(axes[i]):
+                    for g, indices in self._indices(places, axes[i]):
                         activations[g].append(Activation(value.name or "", i, indices))
         whole: list[Whole] = []
         for node in layers(self.run.graph):
-            made = self._made_by(node)
+            made = self._made_by(places, node)
             for g in made:
                 made_by[g].append(self.names[node])
                 nodes[g].append(node_name(node))
             if not made:
                 whole.append(Whole(self.names[node], node_name(node), self._why_whole(node)))
-        macs, params, size_in_bytes, terms = self._costs(number)
+        macs, params, size_in_bytes, terms = self._costs(places)
         sizes = self.widths
         one = np.ones(number, dtype=np.int64)
         macs_each = -macs.increase(sizes, -one)
@@ -511,18 +464,17 @@ class _Builder:
             params=params,
             bytes=size_in_bytes,
             terms=terms,
+            names=self.names,
             unruled=dict(run.unruled),
             run=run,
-            _roots=self.roots,
-            _unit_of=self.unit_of,
-            _starts=self.starts,
+            _unit_at=self.unit_at,
         )
 
-    def _made_by(self, node: ir.Node) -> list[int]:
+    def _made_by(self, places: Places, node: ir.Node) -> list[int]:
         made: set[int] = set()
         for factor in output_axis(self.run, node):
             if factor.labels is not None:
-                made.update(g for g, _ in self.places[id(factor.labels)])
+                made.update(places.groups(factor.labels))
         return sorted(made)
 
     def _why_whole(self, node: ir.Node) -> str:
@@ -546,37 +498,41 @@ class _Builder:
             return f"its weight is {kind.name.lower()}"
         return "it has one output" if ax.size(axis) == 1 else "its outputs carry no units"
 
-    def _costs(self, number: int) -> tuple[Cost, Cost, Cost, tuple[str, ...]]:
+    def _costs(self, places: Places) -> tuple[Cost, Cost, Cost, tuple[str, ...]]:
+        """Return the costs in multiply–accumulates, parameters and bytes, and the first's terms."""
         samples = self._samples()
-        macs = []
-        terms = []
-        for product in self.run.products:
-            sizes = [one for axis in product.axes for one in self._affine(axis)]
-            macs.append((product.coefficient / samples, sizes))
-            terms.append(node_name(product.node))
-        params, size_in_bytes = [], []
+        groups = len(self.starts)
+        products = self.run.products
+        macs = Cost(
+            [product.coefficient / samples for product in products],
+            [self._factors(places, product.axes) for product in products],
+            groups,
+        )
+        weights, itemsizes, floating = [], [], []
         for name, value in self.run.graph.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None:
                 continue
             axes = self.run.axes.get(name)
             shape = self.run.shapes.sizes[name]
-            sizes = (
-                [one for axis in axes for one in self._affine(axis)]
-                if axes is not None
-                else [Size(d, _NONE, _NONE) for d in shape]
+            weights.append(
+                self._factors(places, axes)
+                if axes is not None and 0 not in shape
+                else [Size(math.prod(shape))]
             )
-            if 0 in shape:
-                sizes = [Size(0, _NONE, _NONE)]
-            if tensor.dtype.is_floating_point():
-                params.append((1.0, sizes))
-            size_in_bytes.append((tensor.dtype.itemsize, sizes))
-        return (
-            Cost(macs, number),
-            Cost(params, number),
-            Cost(size_in_bytes, number),
-            tuple(terms),
-        )
+            itemsizes.append(tensor.dtype.itemsize)
+            floating.append(1 if tensor.dtype.is_floating_point() else 0)
+        size_in_bytes = Cost(itemsizes, weights, groups)
+        params = size_in_bytes.weighted(floating)
+        return macs, params, size_in_bytes, tuple(node_name(product.node) for product in products)
+
+    def _factors(self, places: Places, axes: Sequence[Axis]) -> list[Size]:
+        """Return the sizes of all factors of axes."""
+        return [
+            Size(factor.size) if factor.labels is None else places.size(factor.labels)
+            for axis in axes
+            for factor in axis
+        ]
 
     def _samples(self) -> int:
         """Return the number of samples in the sample shapes: the first axis of the first input."""
@@ -587,7 +543,6 @@ class _Builder:
         return 1
 
 
-_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 # Those that hold quantized weights stay whole, and the report says so.
 LAYERS = frozenset(
     (

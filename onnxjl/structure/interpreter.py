@@ -126,6 +126,24 @@ class Interpreter:
             result = self.unite(result, other, node)
         return result
 
+    def unite_parameter(self, axis: Axis, value: ir.Value | None, node: ir.Node) -> Axis:
+        """Unite an axis with a parameter that has one number for each of its indices.
+
+        A weight that nothing else has used takes the axis for its own, which saves its labels.
+        """
+        if value is not None and value.name and value.name not in self.axes:
+            tensor = value.const_value if value.is_initializer() else None
+            if (
+                tensor is not None
+                and tensor.dtype.is_floating_point()
+                and len(axis) == 1
+                and axis[0].labels is not None
+                and self.shapes.sizes[value.name] == (axis[0].size,)
+            ):
+                self.axes[value.name] = (axis,)
+                return axis
+        return self.unite(axis, self.of(value)[0], node)
+
     def fix(self, axis: Axis, why: str) -> Axis:
         """Fix the units of an axis."""
         ax.fix(self.labels, axis, self.why(why))

@@ -130,13 +130,14 @@ class Labels:
         fixed = self._earliest(self._fixed, roots)
         inexact = self._earliest(self._inexact, roots)
         kind = np.zeros(self.count, dtype=np.int8)
-        np.bitwise_or.at(kind, roots, self._kind[: self.count])
+        marked = np.flatnonzero(self._kind[: self.count])
+        np.bitwise_or.at(kind, roots[marked], self._kind[marked])
         return roots, fixed, inexact, kind
 
     def _earliest(self, marks: NDArray[np.int32], roots: LabelArray) -> NDArray[np.int32]:
         far = np.iinfo(np.int32).max
-        values = marks[: self.count]
         result = np.full(self.count, far, dtype=np.int32)
-        np.minimum.at(result, roots, np.where(values == 0, far, values).astype(np.int32))
+        marked = np.flatnonzero(marks[: self.count])
+        np.minimum.at(result, roots[marked], marks[marked])
         result[result == far] = 0
         return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxjl.graph import Graph
 from onnxjl.structure import axes as ax
 from onnxjl.structure.groups import Structure, analyze, layers, output_axis
-from onnxjl.structure.names import layer_names, node_name
+from onnxjl.structure.names import node_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def layer_costs(model: Graph | Structure) -> tuple[LayerCost, ...]:
     model : a graph (normalized if it isn't), or its structure where that is at hand.
     """
     structure = model if isinstance(model, Structure) else analyze(model)
-    names = layer_names(structure.graph)
     macs: dict[str, float] = {}
     for term, cost in zip(structure.terms, structure.macs.each(structure.sizes), strict=True):
         macs[term] = macs.get(term, 0.0) + float(cost)
@@ -61,7 +60,7 @@ def layer_costs(model: Graph | Structure) -> tuple[LayerCost, ...]:
                 params += int(value.const_value.size)
         result.append(
             LayerCost(
-                layer=names[node],
+                layer=structure.names[node],
                 node=node_name(node),
                 operator=node.op_type,
                 outputs=ax.size(output_axis(structure.run, node)),

@@ -47,7 +47,7 @@ def conv(run: Interpreter, node: ir.Node) -> None:
     else:
         y = _grouped(run, node, groups, x[1], outputs=w[0], inputs=w[1])
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        y = run.unite(y, run.of(node.inputs[2])[0], node)
+        y = run.unite_parameter(y, node.inputs[2], node)
     spatial = run.sizes(node.outputs[0])[2:]
     run.set(node.outputs[0], (x[0], y, *(ax.plain(d) for d in spatial)))
     kernel = run.sizes(node.inputs[1])[2:]  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def conv_transpose(run: Interpreter, node: ir.Node) -> None:
         y_grouped = _grouped(run, node, groups, x[1], outputs=y, inputs=w[1], transposed=w[0])
         y = y_grouped
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        y = run.unite(y, run.of(node.inputs[2])[0], node)
+        y = run.unite_parameter(y, node.inputs[2], node)
     spatial = run.sizes(node.outputs[0])[2:]
     run.set(node.outputs[0], (x[0], y, *(ax.plain(d) for d in spatial)))
     reach = math.prod(run.sizes(node.inputs[0])[2:]) * math.prod(run.sizes(node.inputs[1])[2:])  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def per_channel(run: Interpreter, node: ir.Node) -> None:
         for axis in axes[2:]:
             run.inexact(axis, node)
     for parameter in node.inputs[1:]:
-        axes[1] = run.unite(axes[1], run.of(parameter)[0], node)
+        axes[1] = run.unite_parameter(axes[1], parameter, node)
     run.set(node.outputs[0], axes)
 
 
