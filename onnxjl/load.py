@@ -32,7 +32,7 @@ def load(
     """Read a model, repair what is merely untidy, and check it.
 
     Weights are not read: those of a file, inside it or in external data, stay memory-mapped,
-    those of `bytes` are views into them.
+    those of `bytes` are views into them; files must stay as they are meanwhile.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def _from_proto(
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:
-        raise ModelError(f"{name}: invalid ONNX: {_first_cause(error)}") from error
+        raise ModelError(f"{name}: invalid ONNX: {first_cause(error)}") from error
     for index, data in weights.items():
         tensor = proto.graph.initializer[index]
         dtype = ir.DataType(tensor.data_type)
@@ -174,12 +174,12 @@ def _checked(
             model.graph.sort()
         onnx.checker.check_model(_with_shapes(weightless(model)))
     except Exception as error:
-        raise ModelError(f"{name}: fails ONNX's checker: {_first_cause(error)}") from error
+        raise ModelError(f"{name}: fails ONNX's checker: {first_cause(error)}") from error
     return model
 
 
 def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same, where inputs and outputs of unknown rank, which the checker refuses, are scalars."""
+    """The same, with inputs and outputs of unknown rank, which the checker refuses, as scalars."""
     for info in [*proto.graph.input, *proto.graph.output]:
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.shape.SetInParent()
@@ -220,7 +220,7 @@ def clone(model: ir.Model) -> ir.Model:
         try:
             copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
         except Exception as error:
-            raise ModelError(f"the model: invalid ONNX: {_first_cause(error)}") from error
+            raise ModelError(f"the model: invalid ONNX: {first_cause(error)}") from error
     for value in copy.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.serde.TensorProtoTensor | ir.Tensor):
@@ -342,7 +342,7 @@ def _fitting(shapes: Mapping[str, Sequence[int]], graph: Graph) -> dict[str, tup
     return fitting
 
 
-def _first_cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """The innermost message of a chain of exceptions, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -98,7 +98,7 @@ def test_no_size_works():
 
 def test_an_input_without_a_rank():
     graph = load(identities({"x": (F, None)}))
-    with pytest.raises(DataError, match="input 'x' declares no shape; give it .*--shape x="):
+    with pytest.raises(DataError, match=r"input 'x' declares no shape; give it .*--shape x="):
         sample_shapes(graph)
     given = load(graph, shapes={"x": (2, 3)})
     assert sample_shapes(given) == {"x": (2, 3)}
@@ -147,5 +147,5 @@ def test_the_seed_decides():
 
 def test_strings_cannot_be_made_up():
     graph = load(identities({"x": (TensorProto.STRING, [4])}))
-    with pytest.raises(DataError, match="input 'x' is a .*give the inputs"):
+    with pytest.raises(DataError, match=r"input 'x' is a .*give the inputs"):
         random_inputs(graph)

@@ -129,7 +129,9 @@ def test_loading_external_weights_takes_no_memory(tmp_path):
     onnx.save(linear(weight), path, save_as_external_data=True, location="net.data")
     script = (
         "import sys, onnxjl.load as _; from onnxjl.load import load\n"
-        "peak = lambda: int(next(l for l in open('/proc/self/status') if 'VmHWM' in l).split()[1])\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return int(next(l for l in lines if 'VmHWM' in l).split()[1])\n"
         "before = peak(); graph = load(sys.argv[1]); print(peak() - before)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -524,6 +524,72 @@ def test_functions_are_inlined():
     assert not graph.model.functions
 
 
+def test_a_function_of_another_opset_is_inlined():
+    body = helper.make_function(
+        "local", "F", ["a"], ["b"], [node("Tanh", "a", "b")], [helper.make_opsetid("", 13)]
+    )
+    proto = model(
+        [node("F", "x", "z", domain="local"), node("Relu", "z", "y")],
+        [("x", F, ["batch", 4])],
+        [("y", F, ["batch", 4])],
+        domains={"local": 1},
+    )
+    proto.functions.append(body)
+    assert operators(normalized(proto)) == ["Tanh", "Relu"]
+
+
+def test_a_function_that_calls_itself():
+    body = helper.make_function(
+        "local",
+        "F",
+        ["a"],
+        ["b"],
+        [node("F", "a", "b", domain="local")],
+        [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
+    )
+    proto = model(
+        [node("F", "x", "y", domain="local")],
+        [("x", F, ["batch", 4])],
+        [("y", F, ["batch", 4])],
+        domains={"local": 1},
+    )
+    proto.functions.append(body)
+    with pytest.raises(ModelError, match="must not be recursive"):
+        normalize(proto)
+
+
+def test_a_function_that_cannot_be_inlined():
+    choice = node("If", "flag", "b")
+    for branch in ("then_branch", "else_branch"):
+        choice.attribute.add(
+            name=branch, ref_attr_name=branch, type=onnx.AttributeProto.AttributeType.GRAPH
+        )
+    body = helper.make_function(
+        "local",
+        "Choose",
+        ["flag"],
+        ["b"],
+        [choice],
+        [helper.make_opsetid("", 17)],
+        attributes=["then_branch", "else_branch"],
+    )
+    branch_result = helper.make_tensor_value_info("r", F, [1])
+    constant = numpy_helper.from_array(np.ones(1, np.float32))
+    graph = helper.make_graph(
+        [node("Constant", "", "r", value=constant)], "branch", [], [branch_result]
+    )
+    proto = model(
+        [node("Choose", "flag", "y", domain="local", then_branch=graph, else_branch=graph)],
+        [("flag", BOOL, [])],
+        [("y", F, [1])],
+        domains={"local": 1},
+    )
+    proto.functions.append(body)
+    with pytest.raises(ModelError, match=r"can't be normalized \(inline_functions\): .") as caught:
+        normalize(proto)
+    assert caught.value.__cause__ is not None
+
+
 def test_sequences_become_splits():
     proto = model(
         [
@@ -1210,6 +1276,7 @@ def check_network(name: str) -> None:
 
 
 FAST = [
+    "attention_mix.dynamo_noopt",
     "attention_mix.ts17",
     "conv1d.dynamo",
     "gptlike.ts13",
@@ -1218,7 +1285,7 @@ FAST = [
     "mobilenet_v3_small.ts17",
     "tied_embedding.ts17bn",
     "vit_tiny.ts17",
-    "yolo.dynamo_noopt",
+    "yolo.dynamo",
 ]
 
 

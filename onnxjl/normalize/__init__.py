@@ -9,9 +9,10 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxjl.errors import ModelError, OnnxjlError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
-from onnxjl.load import Source, clone, load
+from onnxjl.load import Source, clone, first_cause, load
 from onnxjl.normalize.constants import lift_constants
 from onnxjl.normalize.dead import drop_dead
 from onnxjl.normalize.fold import fold
@@ -29,7 +30,18 @@ from onnxjl.normalize.unshare import unshare_constants
 
 def inline_functions(model: ir.Model) -> ir.Model:
     """Replace calls of the model's own functions by their bodies."""
-    return InlinePass()(model).model if model.functions else model
+    if not model.functions:
+        return model
+    for function in model.functions.values():
+        # onnx_ir wants equal versions; ONNX's checker has made sure that these mean the same.
+        function.opset_imports.update(
+            {
+                domain: v
+                for domain, v in model.opset_imports.items()
+                if domain in function.opset_imports
+            }
+        )
+    return InlinePass()(model).model
 
 
 Pass = Callable[[ir.Model], ir.Model]
@@ -85,7 +97,17 @@ def normalize(model: Source, *, opset: int | None = None) -> Graph:
     graph = load(model)
     if graph.normalized and opset in (None, graph.opset):
         return graph
-    copy = clone(graph.model)
+    # What `load` has just read is ours; what came in memory isn't.
+    given = isinstance(model, Graph | ir.Model)
+    copy = clone(graph.model) if given else graph.model
     for step in PASSES:
-        copy = (partial(step, opset=opset) if step is raise_opset else step)(copy)
+        try:
+            copy = (partial(step, opset=opset) if step is raise_opset else step)(copy)
+        except OnnxjlError:
+            raise
+        except Exception as error:
+            where = graph.path or "the model"
+            raise ModelError(
+                f"{where}: can't be normalized ({step.__name__}): {first_cause(error)}"
+            ) from error
     return replace(graph, model=copy, normalized=True)

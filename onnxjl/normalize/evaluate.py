@@ -43,12 +43,12 @@ SYMBOLIC = {
 # What onnx's reference implementation computes. Left out on purpose: what is random, what
 # quantizes (folding would undo the quantization), what holds a subgraph.
 _REFERENCE = frozenset(
-    "Abs And ArgMax ArgMin BitShift Ceil Clip Compress Cos CumSum Einsum Elu Erf Exp EyeLike Floor "
+    "And ArgMax ArgMin BitShift Clip Compress Cos CumSum Einsum Elu Erf Exp EyeLike "
     "GatherElements GatherND Greater GreaterOrEqual HardSigmoid IsInf IsNaN LeakyRelu Less "
-    "LessOrEqual Log MatMul Mean Mod NonZero Not OneHot Or Pad Pow Reciprocal ReduceL1 "
+    "LessOrEqual Log MatMul Mean Mod NonZero OneHot Or Pad Pow Reciprocal ReduceL1 "
     "ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
     "ReduceSumSquare Relu Resize ReverseSequence Round ScatterElements ScatterND Selu Sigmoid Sign "
-    "Sin Size Softmax Softplus Sqrt Sum Tan Tanh Tile TopK Trilu Unique Xor".split()
+    "Sin Size Softmax Softplus Sum Tan Tanh Tile TopK Trilu Unique Xor".split()
 )
 
 
@@ -224,6 +224,14 @@ def _arithmetic(function: np.ufunc) -> Operator:
     return apply
 
 
+def _unary(function: np.ufunc) -> Operator:
+    def apply(x: Array, **_: Any) -> Array:
+        with np.errstate(all="ignore"):
+            return function(x)
+
+    return apply
+
+
 def _div(a: Array, b: Array, **_: Any) -> Array | None:
     if a.dtype == object or b.dtype == object:
         quotients = [_quotient(x, y) for x, y in np.broadcast(a, b)]
@@ -272,10 +280,6 @@ def _more_extreme(x: Any, y: Any, largest: bool) -> int | Polynomial:
         return x
     negated = -difference
     return y if isinstance(negated, Polynomial) and negated.is_positive else Polynomial.unknown()
-
-
-def _neg(x: Array, **_: Any) -> Array:
-    return -x
 
 
 def _equal(a: Array, b: Array, **_: Any) -> Array | None:
@@ -343,26 +347,31 @@ def _reduce_prod(
 
 
 _OPERATORS: dict[str, Operator] = {
+    "Abs": _unary(np.abs),
     "Add": _arithmetic(np.add),
     "Cast": _cast,
     "CastLike": _cast_like,
+    "Ceil": _unary(np.ceil),
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Div": _div,
     "Equal": _equal,
     "Expand": _expand,
     "Flatten": _flatten,
+    "Floor": _unary(np.floor),
     "Gather": _gather,
     "Identity": _identity,
     "Max": _extreme(largest=True),
     "Min": _extreme(largest=False),
     "Mul": _arithmetic(np.multiply),
-    "Neg": _neg,
+    "Neg": _unary(np.negative),
+    "Not": _unary(np.logical_not),
     "Range": _range,
     "ReduceProd": _reduce_prod,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
+    "Sqrt": _unary(np.sqrt),
     "Squeeze": _squeeze,
     "Sub": _arithmetic(np.subtract),
     "Transpose": _transpose,

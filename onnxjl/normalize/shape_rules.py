@@ -207,6 +207,34 @@ def _scaled(size: Size, scale: float) -> Size:
     return size * int(scale) if scale == int(scale) else Polynomial.unknown()
 
 
+def _same(node: ir.Node, known: Knowledge) -> Dims | None:
+    return known.dims(node.inputs[0])
+
+
+def _transpose(node: ir.Node, known: Knowledge) -> Dims | None:
+    dims = known.dims(node.inputs[0])
+    if dims is None:
+        return None
+    perm = node.attributes.get_ints("perm", tuple(reversed(range(len(dims)))))
+    return tuple(dims[axis] for axis in perm) if len(perm) == len(dims) else None
+
+
+def _matmul(node: ir.Node, known: Knowledge) -> Dims | None:
+    a, b = known.dims(node.inputs[0]), known.dims(node.inputs[1])
+    if a is None or b is None or len(a) < 2 or len(b) < 2:
+        return None
+    rank = max(len(a), len(b))
+    left = [1] * (rank - len(a)) + list(a)
+    right = [1] * (rank - len(b)) + list(b)
+    batch = [combined(x, y) for x, y in zip(left[:-2], right[:-2], strict=True)]
+    return (*batch, left[-2], right[-1])
+
+
+_KEEPING = (
+    "Abs BatchNormalization Cast Clip Elu Erf Exp Gelu HardSigmoid HardSwish Identity "
+    "LayerNormalization LeakyRelu Log LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Sigmoid "
+    "Sign Softmax Softplus Sqrt Tanh"
+).split()
 _BROADCASTING = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow PRelu "
     "Sub Sum Where Xor"
@@ -217,10 +245,13 @@ RULES: dict[str, Rule] = {
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,
+    "MatMul": _matmul,
     "Range": _range,
     "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _slice,
+    "Transpose": _transpose,
     **dict.fromkeys(_BROADCASTING, _broadcast),
+    **dict.fromkeys(_KEEPING, _same),
 }
 """Operator -> its rule."""

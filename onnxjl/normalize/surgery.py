@@ -17,21 +17,28 @@ class Names:
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._used: set[str] = set()
-        for inner in [graph, *graph.subgraphs()]:
-            self._used.update(value.name or "" for value in inner.inputs)
-            self._used.update(inner.initializers)
-            for node in inner:
-                self._used.update(value.name or "" for value in node.outputs)
+        self._graph = graph
+        self._used: set[str] | None = None
 
     def fresh(self, name: str) -> str:
         """`name` if it is free, else `name` with the first free number; taken from now on."""
+        if self._used is None:
+            self._used = self._collect()
         candidate, count = name, 0
         while candidate in self._used:
             count += 1
             candidate = f"{name}_{count}"
         self._used.add(candidate)
         return candidate
+
+    def _collect(self) -> set[str]:
+        used: set[str] = set()
+        for inner in [self._graph, *self._graph.subgraphs()]:
+            used.update(value.name or "" for value in inner.inputs)
+            used.update(inner.initializers)
+            for node in inner:
+                used.update(value.name or "" for value in node.outputs)
+        return used
 
 
 def is_onnx(node: ir.Node | None, *op_types: str) -> bool:

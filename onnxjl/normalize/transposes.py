@@ -37,6 +37,8 @@ def cancel_transposes(model: ir.Model) -> ir.Model:
             if perm is None:
                 continue
             for user in [use.node for use in node.outputs[0].uses()]:
+                if user in done:
+                    continue
                 region = _region(user, perm, model.graph)
                 if region is not None and not done & region.nodes:
                     done |= region.nodes
