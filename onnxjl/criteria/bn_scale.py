@@ -41,7 +41,8 @@ def bn_scale(group: Group, weights: GroupWeights) -> np.ndarray:
 
 
 def _scales(weights: GroupWeights) -> np.ndarray:
-    return np.stack([weights.magnitude(m, 1) / m.indices.shape[1] for m in weights.scales])
+    several = np.array([[member.indices.shape[1]] for member in weights.scales])
+    return weights.magnitudes(weights.scales, 1) / several
 
 
 def _mean(scoring: Scoring) -> float:

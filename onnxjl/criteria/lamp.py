@@ -29,8 +29,7 @@ def lamp(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (units,) float64
     """
-    rows = np.stack([weights.magnitude(member, 2) for member in weights.contracted])
-    squared = weights.aggregate(rows)
+    squared = weights.aggregate(weights.magnitudes(weights.contracted, 2))
     ascending = np.sort(squared)
     at_least = np.cumsum(ascending[::-1])[::-1]
     total = at_least[np.searchsorted(ascending, squared, side="left")]

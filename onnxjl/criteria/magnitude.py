@@ -24,7 +24,7 @@ def l1(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (tensors, units) float64
     """
-    return np.stack([weights.magnitude(member, 1) for member in weights.contracted])
+    return weights.magnitudes(weights.contracted, 1)
 
 
 @register("l2", source=SOURCE)
@@ -35,7 +35,7 @@ def l2(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (tensors, units) float64
     """
-    return np.stack([np.sqrt(weights.magnitude(member, 2)) for member in weights.contracted])
+    return np.sqrt(weights.magnitudes(weights.contracted, 2))
 
 
 @register("linf", source=SOURCE)
@@ -46,7 +46,7 @@ def linf(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (tensors, units) float64
     """
-    return np.stack([weights.magnitude(member, "max") for member in weights.contracted])
+    return weights.magnitudes(weights.contracted, "max")
 
 
 def stand_in(group: Group, weights: GroupWeights, mean: float) -> np.ndarray:

@@ -117,9 +117,9 @@ class GroupWeights(Mapping[str, np.ndarray]):
         inputs alike: biases and the parameters of normalizations don't count, unless the group has
         nothing else.
         """
-        counted = self.scoring.counted
-        floating = [m for m in self.group.members if counted(m.tensor) is not None]
-        weights = [m for m in floating if counted(m.tensor)]
+        counts = [(member, self.scoring.counted(member.tensor)) for member in self.group.members]
+        floating = [member for member, counted in counts if counted is not None]
+        weights = [member for member, counted in counts if counted]
         if not floating:
             raise WeightError(
                 f"group '{self.group.name}': it has no floating-point weight to score"
@@ -153,32 +153,35 @@ class GroupWeights(Mapping[str, np.ndarray]):
             once.setdefault(key, activation)
         return tuple(once.values())
 
-    def magnitude(self, member: Member, order: Order) -> np.ndarray:
-        """For each unit, the sum of ``|w|^order`` over its slice of a weight, or the maximum.
+    def magnitudes(self, members: Sequence[Member], order: Order) -> np.ndarray:
+        """For each member and unit, the sum of ``|w|^order`` over its slice, or the maximum.
 
         Parameters
         ----------
-        member : one of the group's.
+        members : some of the group's.
         order : 1, 2 or ``"max"``.
 
         Returns
         -------
-        (units,) float64
+        (members, units) float64
 
         Raises
         ------
-        WeightError : the weight holds NaN or infinity.
+        WeightError : a weight holds NaN or infinity.
         """
-        totals = self.scoring.totals(member.tensor, member.axis, order)
-        if member.indices.shape[1] == 1:
-            scores = totals[member.indices[:, 0]]
-        else:
+        rows = np.empty((len(members), len(members[0].indices)))
+        for row, member in zip(rows, members, strict=True):
+            totals = self.scoring.totals(member.tensor, member.axis, order)
+            if member.indices.shape[1] == 1:
+                row[:] = totals[member.indices[:, 0]]
+                continue
             with np.errstate(over="ignore", invalid="ignore"):
                 several = totals[member.indices]
-                scores = several.max(1) if order == "max" else several.sum(1)
-        if not np.isfinite(scores).all():
-            self.refuse(member.tensor)
-        return scores
+                row[:] = several.max(1) if order == "max" else several.sum(1)
+        finite = np.isfinite(rows)
+        if not finite.all():
+            self.refuse(members[int(np.argmin(finite.all(axis=1)))].tensor)
+        return rows
 
     def aggregate(self, rows: np.ndarray) -> np.ndarray:
         """(rows, units) scores as (units,), in the way that was asked for."""
@@ -186,8 +189,7 @@ class GroupWeights(Mapping[str, np.ndarray]):
 
     def check_finite(self) -> None:
         """Raise WeightError if a weight whose magnitude counts holds NaN or infinity."""
-        for member in self.contracted:
-            self.magnitude(member, "max")
+        self.magnitudes(self.contracted, "max")
 
     def refuse(self, tensor: str) -> NoReturn:
         """Raise WeightError for a weight that gave a score that isn't finite."""
