@@ -13,6 +13,7 @@ from onnxjl.errors import PlanError
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axis
 from onnxjl.structure.interpreter import Interpreter, name
+from onnxjl.structure.labels import LabelArray
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import EDITS
 from onnxjl.structure.shapes import Shape, evaluate
@@ -34,14 +35,34 @@ class Editor:
         self.constants: dict[str, np.ndarray] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
         self._current: dict[str, np.ndarray] = {}
+        self._survivors: dict[int, tuple[NDArray[np.bool_], int]] = {}
+
+    def _surviving(self, labels: LabelArray) -> tuple[NDArray[np.bool_], int]:
+        """Return which labels of a vector survive, and how many; axes share vectors."""
+        found = self._survivors.get(id(labels))
+        if found is None:
+            mask = self._alive[labels]
+            found = self._survivors[id(labels)] = mask, int(np.count_nonzero(mask))
+        return found
+
+    def _new_size(self, axis: Axis) -> int:
+        """Return how many indices of an axis survive."""
+        kept = 1
+        for factor in axis:
+            kept *= factor.size if factor.labels is None else self._surviving(factor.labels)[1]
+        return kept
+
+    def _shrinks(self, axis: Axis) -> bool:
+        return any(f.labels is not None and self._surviving(f.labels)[1] != f.size for f in axis)
 
     def mask_of(self, axis: Axis) -> NDArray[np.bool_] | None:
         """Return which indices of an axis survive, or None if all do."""
-        masks = [
-            np.ones(f.size, dtype=bool) if f.labels is None else self._alive[f.labels] for f in axis
-        ]
-        if all(m.all() for m in masks):
+        if not self._shrinks(axis):
             return None
+        masks = [
+            np.ones(f.size, dtype=bool) if f.labels is None else self._surviving(f.labels)[0]
+            for f in axis
+        ]
         return functools.reduce(lambda a, b: np.logical_and.outer(a, b).reshape(-1), masks)
 
     def mask(self, value: ir.Value, i: int) -> NDArray[np.bool_] | None:
@@ -55,30 +76,14 @@ class Editor:
         axes = self._axes(value)
         if axes is None:
             return shape
-        sizes = []
-        for axis in axes:
-            kept = 1
-            for f in axis:
-                kept *= f.size if f.labels is None else int(self._alive[f.labels].sum())
-            sizes.append(kept)
-        return tuple(sizes)
+        return tuple(self._new_size(axis) for axis in axes)
 
     def new_sizes(self) -> dict[str, dict[int, int]]:
         """Return the axes that shrink of all values, with their new sizes."""
         found: dict[str, dict[int, int]] = {}
-        alive: dict[int, int] = {}
         for key, axes in self._run.axes.items():
             for i, axis in enumerate(axes):
-                old = new = 1
-                for f in axis:
-                    old *= f.size
-                    if f.labels is None:
-                        new *= f.size
-                        continue
-                    if id(f.labels) not in alive:
-                        alive[id(f.labels)] = int(self._alive[f.labels].sum())
-                    new *= alive[id(f.labels)]
-                if new != old:
+                if axis and (new := self._new_size(axis)) != ax.size(axis):
                     found.setdefault(key, {})[i] = new
         return found
 
@@ -160,9 +165,7 @@ class Editor:
             return False
         for value in (*node.inputs, *node.outputs):
             if value is not None and any(
-                f.labels is not None and not self._alive[f.labels].all()
-                for axis in (*(self._axes(value) or ()), *self._run.dims_of(value))
-                for f in axis
+                map(self._shrinks, (*(self._axes(value) or ()), *self._run.dims_of(value)))
             ):
                 return True
         return False

@@ -215,7 +215,7 @@ class Structure:
             for i, axis in enumerate(self.run.axes.get(name, ())):
                 mask = editor.mask_of(axis)
                 if mask is not None:
-                    kept.setdefault(name, {})[i] = np.flatnonzero(mask)
+                    kept.setdefault(name, {})[i] = mask.nonzero()[0]
         editor.run()
         return Plan(
             kept=kept,

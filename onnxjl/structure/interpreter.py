@@ -369,7 +369,9 @@ class Interpreter:
 
     def dims_of(self, value: ir.Value) -> list[Axis]:
         """Return the axes whose sizes a shape tensor is computed from."""
-        numbers = self._dims.get(value.name or "", np.zeros(0, dtype=np.int64))
+        numbers = self._dims.get(value.name or "")
+        if numbers is None:
+            return []
         return [axis for number in np.unique(numbers) for axis in self._dim_axes[number]]
 
     def _fix_dims(self, value: ir.Value, why: str) -> None:
