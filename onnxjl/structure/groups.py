@@ -6,7 +6,7 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import onnx_ir as ir
@@ -32,8 +32,7 @@ Granularity = Literal["channel", "head", "head-dim"]
 GRANULARITIES: tuple[Granularity, ...] = ("channel", "head", "head-dim")
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
+class Member(NamedTuple):
     """A weight axis that a group's units are indices of.
 
     Parameters
@@ -48,8 +47,7 @@ class Member:
     indices: Indices
 
 
-@dataclass(frozen=True, eq=False)
-class Activation:
+class Activation(NamedTuple):
     """An activation axis by which a contraction consumes a group's units.
 
     Parameters
