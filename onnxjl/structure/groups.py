@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
@@ -318,15 +318,15 @@ class _Builder:
         self.granularity = granularity
         self.names = layer_names(run.graph)
         self.roots, self.fixed, self.inexact, self.kind = run.labels.summary()
-        self.vectors = self._label_arrays()
+        self.vectors = self._label_arrays(run.axes)
         self.units, self.unit_at, self.group_of, self.starts = self._number_units()
         self.widths = np.diff(self.starts, append=len(self.group_of))
 
-    def _label_arrays(self) -> list[NDArray[np.int64]]:
-        """Return the vectors of labels of all axes; those that axes share once."""
+    def _label_arrays(self, values: Iterable[str]) -> list[NDArray[np.int64]]:
+        """Return the vectors of labels of all axes of values; those that axes share once."""
         seen: dict[int, NDArray[np.int64]] = {}
-        for axes in self.run.axes.values():
-            for axis in axes:
+        for name in values:
+            for axis in self.run.axes.get(name, ()):
                 for factor in axis:
                     if factor.labels is not None:
                         seen[id(factor.labels)] = factor.labels
@@ -355,11 +355,9 @@ class _Builder:
                 footprint, self.roots[np.concatenate(self.vectors)], np.repeat(codes, lengths)
             )
         weights = np.zeros(count, dtype=bool)
-        for name in self.run.graph.model.graph.initializers:
-            for axis in self.run.axes.get(name, ()):
-                for factor in axis:
-                    if factor.labels is not None:
-                        weights[self.roots[factor.labels]] = True
+        of_weights = self._label_arrays(self.run.graph.model.graph.initializers)
+        if of_weights:
+            weights[self.roots[np.concatenate(of_weights)]] = True
         allowed = np.flatnonzero(self._allowed() & weights)
         _, first, inverse, size = np.unique(
             footprint[allowed], return_index=True, return_inverse=True, return_counts=True

@@ -93,8 +93,7 @@ class Interpreter:
     def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
         """Give a value its axes; they must agree with its shape."""
         axes = tuple(axes)
-        got = tuple(ax.size(a) for a in axes)
-        if got != self.sizes(value):
+        if tuple(map(ax.size, axes)) != self.sizes(value):
             raise Unruled(f"the shape of '{value.name}' isn't what its rule expects")
         assert value.name is not None
         self.axes[value.name] = axes
@@ -146,7 +145,8 @@ class Interpreter:
 
     def fix(self, axis: Axis, why: str) -> Axis:
         """Fix the units of an axis."""
-        ax.fix(self.labels, axis, self.why(why))
+        if ax.has_labels(axis):
+            ax.fix(self.labels, axis, self.why(why))
         return axis
 
     def fix_value(self, value: ir.Value | None, why: str) -> None:
@@ -285,10 +285,14 @@ class Interpreter:
     def _is_shape_arithmetic(self, node: ir.Node) -> bool:
         if node.op_type in _CONTRACTIONS:
             return False  # a product of numbers is still one of the network's
-        arrays = [self.shapes.known.get(v.name) for v in node.outputs if v.name]
-        return bool(arrays) and all(
-            a is not None and (a.dtype.kind in "iub" or a.size == 1) for a in arrays
-        )
+        found = False
+        for value in node.outputs:
+            if value.name:
+                array = self.shapes.known.get(value.name)
+                if array is None or (array.dtype.kind not in "iub" and array.size != 1):
+                    return False
+                found = True
+        return found
 
     def _shape_step(self, node: ir.Node) -> None:
         for output in node.outputs:

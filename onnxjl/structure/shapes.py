@@ -64,7 +64,7 @@ class Shapes:
             tensor = value.const_value
             if tensor is None:
                 continue
-            self.sizes[name] = tuple(int(d) for d in tensor.shape.numpy())
+            self.sizes[name] = tuple(tensor.shape.numpy())
             self._types[name] = int(tensor.dtype)
             if is_shape_constant(tensor):
                 self.known[name] = tensor.numpy()
@@ -216,8 +216,6 @@ def evaluate(
         return _shape_or_size(node, sizes)
     if node.domain != "" or node.op_type in _RANDOM or not node.outputs:
         return None
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
-        return None
     feeds: dict[str, np.ndarray] = {}
     for value in node.inputs:
         if value is None or not value.name:
@@ -226,6 +224,8 @@ def evaluate(
         if array is None:
             return None
         feeds[value.name] = array
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
+        return None
     for value in node.outputs:
         shape = sizes(value.name) if value.name else ()
         # A shape that isn't known yet is one that depends on values: a huge one is refused by
