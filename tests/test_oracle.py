@@ -311,6 +311,13 @@ def test_nan_of_the_copies_is_no_match() -> None:
     assert difference(a, {"y": np.array([1.0, 2.5], np.float32)}) == pytest.approx(0.2)
 
 
+def test_small_numbers_beside_large_ones_count() -> None:
+    expected = np.array([[[100.0, 50.0], [0.2, 0.1]]], np.float32)
+    other = expected + np.array([[[0, 0], [0, 0.05]]], np.float32)
+    assert difference({"y": other}, {"y": expected}) == pytest.approx(0.25)
+    assert difference({"y": other[0]}, {"y": expected[0]}) == pytest.approx(0.0005)
+
+
 def test_integers_are_refused() -> None:
     with pytest.raises(ValueError, match="'join' holds int64"):
         masked_outputs(ATTENTION, {"join": {0: [0, 1]}}, {})

