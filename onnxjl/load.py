@@ -145,7 +145,14 @@ def _from_proto(
             value.const_value = _tensor_over(data, shell, name)
         else:
             tensor.raw_data = bytes(data)
+    for value in model.graph.initializers.values():
+        kept = value.const_value
+        if isinstance(kept, ir.serde.TensorProtoTensor) and kept.nbytes > 1024:
+            # Numbers one by one, not raw bytes: read them once, not at every look.
+            value.const_value = ir.Tensor(kept.numpy(), dtype=kept.dtype, name=value.name)
     model.graph.opset_imports.clear()
+    if not proto.opset_import and proto.ir_version < 3:
+        model.graph.opset_imports[""] = 1
     for opset in proto.opset_import:
         domain = "" if opset.domain == "ai.onnx" else opset.domain
         known = model.graph.opset_imports.get(domain, 0)

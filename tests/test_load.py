@@ -180,6 +180,16 @@ def test_duplicate_opset_imports_count_once_with_the_newest():
     assert load(proto).model.opset_imports == {"": 17}
 
 
+def test_numbers_that_are_not_raw_bytes_are_read_once():
+    proto = linear()
+    proto.graph.initializer[0].CopyFrom(
+        helper.make_tensor("w", TensorProto.FLOAT, WEIGHT.shape, WEIGHT.reshape(-1))
+    )
+    graph = load(proto.SerializeToString())
+    np.testing.assert_array_equal(graph.weight("w"), WEIGHT)
+    assert np.shares_memory(graph.weight("w"), graph.weight("w"))
+
+
 def test_shapes_are_noted():
     graph = load(linear(), shapes={"x": [4, 40]})
     assert graph.shapes == {"x": (4, 40)}

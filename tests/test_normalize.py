@@ -329,21 +329,16 @@ def test_an_embedding_table_stays_whole():
 def test_integer_constants_get_a_copy_for_each_use():
     proto = model(
         [
-            node("Reshape", "x shape", "a"),
-            node("Relu", "a", "b"),
-            node("Reshape", "b shape", "c"),
-            node("Reshape", "c shape", "y"),
+            node("Unsqueeze", "x axis", "a"),
+            node("ReduceSum", "a axis", "b", keepdims=1),
+            node("Squeeze", "b axis", "y"),
         ],
         [("x", F, ["batch", 4])],
-        [("y", F, ["batch", 2, 2])],
-        {"shape": np.array([-1, 2, 2])},
+        [("y", F, ["batch", 4])],
+        {"axis": np.array([1])},
     )
     graph = normalized(proto)
-    assert [n.inputs[1].name for n in graph.model.graph if n.op_type == "Reshape"] == [
-        "shape",
-        "shape_1",
-        "shape_2",
-    ]
+    assert [n.inputs[1].name for n in graph.model.graph] == ["axis", "axis_1", "axis_2"]
 
 
 def test_vectors_are_unshared_and_matrices_stay_tied():
@@ -501,6 +496,38 @@ def test_names_of_surviving_nodes_and_weights_stay():
     assert weight_names(graph) <= {t.name for t in proto.graph.initializer}
     kept = {n.name for n in graph.model.graph if n.op_type == "Conv"}
     assert kept == {n.name for n in proto.graph.node if n.op_type == "Conv"}
+
+
+def test_what_changes_nothing_is_dropped():
+    proto = model(
+        [
+            node("Cast", "x", "a", to=F),
+            node("Pad", "a none", "b"),
+            node("Slice", "b zero end axis", "c"),
+            node("Reshape", "c shape", "d"),
+            node("Concat", "d", "e", axis=0),
+            node("Expand", "e ones", "f"),
+            node("Relu", "f", "y"),
+            node("Reshape", "f shape", "z"),
+            node("Slice", "f last first axis back", "reversed"),
+        ],
+        [("x", F, ["batch", 4, 5])],
+        [(name, F, ["batch", 4, 5]) for name in ("y", "z", "reversed")],
+        {
+            "none": np.zeros(6, np.int64),
+            "zero": np.array([0]),
+            "end": np.array([2**63 - 1]),
+            "axis": np.array([1]),
+            "shape": np.array([0, 4, -1]),
+            "ones": np.array([1, 1, 1]),
+            "last": np.array([-1]),
+            "first": np.array([-(2**63)]),
+            "back": np.array([-1]),
+        },
+    )
+    graph = normalized(proto)
+    # What would make the input an output has to stay.
+    assert operators(graph) == ["Relu", "Reshape", "Slice"]
 
 
 def test_functions_are_inlined():
@@ -933,12 +960,13 @@ def test_shape_arithmetic_folds_and_the_batch_stays_symbolic():
     np.testing.assert_array_equal(first.inputs[1].const_value.numpy(), [0, 0, 4, 3])
 
 
-def test_a_target_with_one_unknown_size_becomes_a_constant():
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_a_target_with_one_unknown_size_becomes_a_constant(allowzero):
     proto = model(
         [
             node("Shape", "x", "shape", start=0, end=1),
             node("Concat", "shape rest", "target", axis=0),
-            node("Reshape", "x target", "y"),
+            node("Reshape", "x target", "y", allowzero=allowzero),
         ],
         [("x", F, ["batch", 3, 4])],
         [("y", F, ["batch", 12])],
@@ -1080,6 +1108,20 @@ def test_raising_a_normalized_graph():
 def test_an_operator_set_that_cannot_be(opset):
     with pytest.raises(UsageError, match=rf"opset {opset} asked for; the model has 17"):
         normalize(zoo.load("conv1d.ts17"), opset=opset)
+
+
+def test_raising_the_operator_set_keeps_what_is_said_about_the_model():
+    proto = model([node("Relu", "x", "y")], [("x", F, [2])], [("y", F, [2])], opset=9)
+    proto.metadata_props.add(key="origin", value="here")
+    proto.producer_name, proto.doc_string, proto.model_version = "us", "a test", 3
+    converted = ir.to_proto(normalize(proto).model)
+    assert converted.metadata_props == proto.metadata_props
+    assert (converted.producer_name, converted.doc_string, converted.model_version) == (
+        "us",
+        "a test",
+        3,
+    )
+    assert converted.graph.name == "test"
 
 
 def test_scans_of_batches_cannot_be_converted():

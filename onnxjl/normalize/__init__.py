@@ -20,6 +20,7 @@ from onnxjl.normalize.gemm import to_gemm
 from onnxjl.normalize.inference_form import drop_identities, to_inference_form
 from onnxjl.normalize.layer_norm import to_layer_norm
 from onnxjl.normalize.names import name_nodes
+from onnxjl.normalize.no_ops import drop_no_ops
 from onnxjl.normalize.opset import lower_ir_version, raise_opset
 from onnxjl.normalize.sequences import unpack_sequences
 from onnxjl.normalize.signature import drop_default_inputs
@@ -57,6 +58,7 @@ PASSES: tuple[Pass, ...] = (
     drop_dead,
     fold,
     unpack_sequences,
+    drop_no_ops,
     drop_dead,
     to_layer_norm,
     cancel_transposes,

@@ -463,6 +463,7 @@ class _Walk:
             name = self.names.fresh(f"{node.outputs[0].name}_shape")
             constant = add_initializer(self.graph, name, np.array(settled, np.int64))
             node.replace_input_with(index, constant)
+            node.attributes.pop("allowzero", None)
             return
         producer = target.producer()
         if producer is not None and producer.op_type not in ("Concat", "Shape"):
@@ -472,10 +473,10 @@ class _Walk:
 
     def _settled(self, node: ir.Node) -> list[int] | None:
         """The target of a `Reshape` in numbers: 0 for sizes that stay, -1 for one other."""
-        if node.attributes.get_int("allowzero", 0):
-            return None
         dims = self.dims(node.inputs[0]) or ()
         target = self.integers(node.inputs[1])
+        if node.attributes.get_int("allowzero", 0) and (target is None or 0 in target):
+            return None
         result = self.dims(node.outputs[0])
         assert target is not None
         if result is None or 0 in target:

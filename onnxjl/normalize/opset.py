@@ -74,7 +74,9 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
             graph.initializers.add(values[name])
     graph.inputs.clear()
     graph.inputs.extend(kept)
-    return converted
+    graph.name, graph.doc_string = model.graph.name, model.graph.doc_string
+    model.graph = graph
+    return model
 
 
 def _resize_as_before(model: ir.Model) -> None:

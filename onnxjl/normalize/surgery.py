@@ -19,15 +19,17 @@ class Names:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._used: set[str] | None = None
+        self._numbers: dict[str, int] = {}
 
     def fresh(self, name: str) -> str:
         """`name` if it is free, else `name` with the first free number; taken from now on."""
         if self._used is None:
             self._used = self._collect()
-        candidate, count = name, 0
+        candidate, number = name, self._numbers.get(name, 0)
         while candidate in self._used:
-            count += 1
-            candidate = f"{name}_{count}"
+            number += 1
+            candidate = f"{name}_{number}"
+        self._numbers[name] = number
         self._used.add(candidate)
         return candidate
 
