@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
+from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph, node_name
@@ -251,7 +252,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
             "the plan was made for another graph: its source's fingerprint is "
             f"{str(plan.source['sha256'])[:12]}…, this graph's {graph.fingerprint[:12]}…"
         )
-    model = graph.model.clone()
+    model = duplicate(graph.model)
     initializers = model.graph.initializers
     for name, axes in plan.kept.items():
         value, tensor = _initializer(initializers, name)
@@ -310,13 +311,10 @@ def _shrink_shapes(model: ir.Model, sizes: Mapping[str, Mapping[int, int]]) -> N
     """Write the shapes that intermediate values have now."""
     for node in model.graph:
         for value in node.outputs:
-            changed = sizes.get(value.name or "")
-            if changed and value.shape is not None:
-                # A symbolic size that shrinks, as batch times heads, has no name of its own.
-                value.shape = ir.Shape(
-                    d if i not in changed else changed[i] if isinstance(d, int) else None
-                    for i, d in enumerate(value.shape)
-                )
+            for axis, size in sizes.get(value.name or "", {}).items():
+                if value.shape is not None:
+                    # A symbolic size that shrinks, as batch times heads, has no name of its own.
+                    value.shape[axis] = size if isinstance(value.shape[axis], int) else None
 
 
 def _initializer(

@@ -1,0 +1,85 @@
+"""Duplicate: a copy of a model that shares the weights."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def duplicate(model: ir.Model) -> ir.Model:
+    """Return a copy with nodes, values and shapes of its own; tensors and attributes are shared.
+
+    It is what ``model.clone()`` returns, which takes twice as long for a graph without subgraphs.
+    """
+    if model.functions or model.device_configurations or not all(map(_is_flat, model.graph)):
+        return model.clone()
+    return ir.Model(
+        _graph(model.graph),
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=dict(model.metadata_props),
+    )
+
+
+def _is_flat(node: ir.Node) -> bool:
+    """Return whether a node has neither subgraphs nor parts of its own that refer to values."""
+    return not node.device_configurations and not any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for attribute in node.attributes.values()
+    )
+
+
+def _graph(graph: ir.Graph) -> ir.Graph:
+    copies: dict[ir.Value, ir.Value] = {}
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value not in copies:
+            copies[value] = _value(value)
+    nodes = []
+    for node in graph:
+        outputs = [_value(value) for value in node.outputs]
+        copies.update(zip(node.outputs, outputs, strict=True))
+        nodes.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                [None if value is None else copies[value] for value in node.inputs],
+                node.attributes.values(),
+                overload=node.overload,
+                outputs=outputs,
+                version=node.version,
+                name=node.name,
+                doc_string=node.doc_string,
+                metadata_props=dict(node.metadata_props),
+            )
+        )
+        if node.meta:
+            nodes[-1].meta.update(node.meta)
+    result = ir.Graph(
+        [copies[value] for value in graph.inputs],
+        [copies[value] for value in graph.outputs],
+        nodes=nodes,
+        initializers=[copies[value] for value in graph.initializers.values()],
+        doc_string=graph.doc_string,
+        opset_imports=dict(graph.opset_imports),
+        name=graph.name,
+        metadata_props=dict(graph.metadata_props),
+    )
+    result.meta.update(graph.meta)
+    return result
+
+
+def _value(value: ir.Value) -> ir.Value:
+    copy = ir.Value(
+        name=value.name,
+        type=value.type,
+        shape=None if value.shape is None else value.shape.copy(),
+        doc_string=value.doc_string,
+        const_value=value.const_value,
+        metadata_props=dict(value.metadata_props),
+    )
+    if value.meta:
+        copy.meta.update(value.meta)
+    return copy
