@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,15 +85,22 @@ def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment that has the wheel and what it asks for, no more."""
-    folder = tmp_path_factory.mktemp("environment")
-    run([sys.executable, "-m", "venv", folder], folder)
+def environment(folder: Path) -> Path:
+    """Make a fresh environment and return its interpreter."""
+    run([sys.executable, "-m", "venv", folder], folder.parent)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
-    interpreter = scripts / ("python.exe" if os.name == "nt" else "python")
-    run([interpreter, "-m", "pip", "install", "--quiet", wheel], folder)
-    return interpreter
+    return scripts / ("python.exe" if os.name == "nt" else "python")
+
+
+def oldest() -> list[str]:
+    """The lower bounds of what the package depends on, as requirements that leave no choice."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = []
+    for requirement in project["dependencies"]:
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?", requirement)
+        assert match, requirement
+        found.append(f"{match[1]}=={match[2]}")
+    return found
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -123,20 +132,26 @@ def test_a_wheel_from_the_sdist_is_the_same(wheel: Path, sdist: Path, tmp_path: 
     assert (source / "tests" / "test_wheel.py").is_file()
 
 
-def test_the_main_job_in_a_fresh_environment(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("versions", ["newest", "oldest"])
+def test_the_main_job_in_a_fresh_environment(wheel: Path, versions: str, tmp_path: Path) -> None:
+    python = environment(tmp_path / "environment")
+    bounds = oldest() if versions == "oldest" else []
+    run([python, "-m", "pip", "install", "--quiet", wheel, *bounds], tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
     for name in ("mnist-resnet14.onnx", "mnist-resnet14.test.npz"):
-        shutil.copy(MODELS / name, tmp_path)
+        shutil.copy(MODELS / name, folder)
     command = python.with_name("onnxjl")
     budget = ["--macs", "0.5"]
-    text = run([command, "prune", "mnist-resnet14.onnx", "-o", "small.onnx", *budget], tmp_path)
+    text = run([command, "prune", "mnist-resnet14.onnx", "-o", "small.onnx", *budget], folder)
     assert "mnist-resnet14.onnx → small.onnx" in text
     assert "check: equals the masked source in onnxruntime" in text
-    shape, finite, weights = json.loads(run([python, "-c", LOOK], tmp_path))
+    shape, finite, weights = json.loads(run([python, "-c", LOOK], folder))
     assert shape == [100, 10]
     assert finite
     assert weights["conv1.weight"][0] < 16
     assert weights["fc.weight"][1] < 64
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         "mnist-resnet14.onnx",
         "mnist-resnet14.test.npz",
         "small.onnx",
@@ -144,9 +159,7 @@ def test_the_main_job_in_a_fresh_environment(python: Path, tmp_path: Path) -> No
 
 
 def test_an_editable_install_uses_the_checkout(checkout: Path, tmp_path: Path) -> None:
-    run([sys.executable, "-m", "venv", tmp_path / "environment"], tmp_path)
-    scripts = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin")
-    python = scripts / ("python.exe" if os.name == "nt" else "python")
+    python = environment(tmp_path / "environment")
     run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", checkout], tmp_path)
     found = run([python, "-c", "import onnxjl; print(onnxjl.__file__)"], tmp_path).strip()
     assert Path(found) == checkout / "onnxjl" / "__init__.py"
