@@ -105,7 +105,7 @@ def normalize(model: Source, *, opset: int | None = None) -> Graph:
     for step in PASSES:
         try:
             copy = (partial(step, opset=opset) if step is raise_opset else step)(copy)
-        except OnnxjlError:
+        except (OnnxjlError, Warning):
             raise
         except Exception as error:
             where = graph.path or "the model"

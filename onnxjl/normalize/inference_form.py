@@ -6,6 +6,7 @@ import warnings
 
 import onnx_ir as ir
 
+from onnxjl.graph import node_name
 from onnxjl.normalize.surgery import constant, is_onnx, remove, substitute
 
 
@@ -21,14 +22,15 @@ def to_inference_form(model: ir.Model) -> ir.Model:
             training = constant(node.inputs[2])
             if training is None:
                 continue
-            if training.any():
-                changed.append(f"{node.name} (Dropout)")
+            ratio = constant(node.inputs[1])
+            if training.any() and (ratio is None or ratio.any()):
+                changed.append(f"{node_name(node)} (Dropout)")
             node.resize_inputs(1)
         elif is_onnx(node, "BatchNormalization"):
             mode = node.attributes.get("training_mode")
             if len(node.outputs) == 1 and (mode is None or mode.as_int() == 0):
                 continue
-            changed.append(f"{node.name} (BatchNormalization)")
+            changed.append(f"{node_name(node)} (BatchNormalization)")
             node.attributes.pop("training_mode", None)
             _drop_statistics(model.graph, node)
     if changed:
