@@ -39,11 +39,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from . import networks
+from . import networks, zoo
 from .skeleton import strip
 from .verify import check_equal, run, write_skeleton
 
 FOLDER = Path(__file__).parent / "skeletons"
+BATCH = 2
+"""Number of samples that a network is exported with."""
+
+FITTED = 8
+"""Number of samples that the statistics of batch normalization are fitted to."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,11 @@ class Input:
     high: int | None = None
     batch_axis: int = 0
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        if self.high is None:
-            return torch.randn(self.shape, generator=generator)
-        return torch.randint(0, self.high, self.shape, generator=generator)
+    def sample(self, generator: np.random.Generator, batch: int = BATCH) -> Tensor:
+        shape = list(self.shape)
+        shape[self.batch_axis] = batch
+        dtype = np.dtype(np.float32 if self.high is None else np.int64)
+        return torch.from_numpy(zoo.draw(generator, shape, dtype, self.high or 2))
 
     def description(self) -> dict[str, Any]:
         found: dict[str, Any] = {"shape": list(self.shape), "batch_axis": self.batch_axis}
@@ -197,7 +203,7 @@ def make(name: str, exporter: str, keep: Path | None) -> str:
     """Export a network, check it, and write its skeleton; say how large both are."""
     network = NETWORKS[name]
     module = prepare(network)
-    generator = torch.Generator().manual_seed(2)
+    generator = np.random.default_rng(2)
     samples = tuple(value.sample(generator) for value in network.inputs.values())
     with torch.no_grad():
         expected = module(*samples)
@@ -251,7 +257,8 @@ def prepare(network: Network) -> nn.Module:
             part.bias.data.normal_(0, 0.1, generator=generator)
             part.register_forward_pre_hook(partial(fit_statistics, generator=generator))
     with torch.no_grad():
-        module(*(value.sample(generator) for value in network.inputs.values()))
+        inputs = np.random.default_rng(1)
+        module(*(value.sample(inputs, FITTED) for value in network.inputs.values()))
     for part in module.modules():
         part._forward_pre_hooks.clear()
     return module

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,20 @@ def _sample(
     if batch is not None:
         shape[description.get("batch_axis", 0)] = batch
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return draw(generator, shape, dtype, description.get("high", 2))
+
+
+def draw(
+    generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype, high: int = 2
+) -> np.ndarray:
+    """Draw one input: integers below `high`, or normal numbers as `inputs` describes them."""
     if dtype.kind in "iub":
-        low = description.get("low", 0)
-        return generator.integers(low, description.get("high", 2), shape).astype(dtype)
+        return generator.integers(0, high, shape).astype(dtype)
     values = generator.standard_normal(shape)
     if len(shape) > 2:
         each = (*shape[:2], *(1 for _ in shape[2:]))
-        values = values * generator.uniform(0.5, 1.5, each) + generator.standard_normal(each)
+        scale, offset = generator.uniform(0.5, 1.5, each), generator.normal(0, 0.5, each)
+        values = values * scale + offset
     return values.astype(dtype)
 
 
