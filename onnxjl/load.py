@@ -240,13 +240,17 @@ def _tensor_over(data: memoryview, tensor: ir.TensorProtocol, name: str) -> ir.T
     shape = tensor.shape.numpy()
     dtype = tensor.dtype.numpy()
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if len(data) != expected:
-        raise ModelError(
-            f"{name}: initializer '{tensor.name}' of type {tensor.dtype} and shape {list(shape)} "
-            f"needs {expected} bytes but has {len(data)}"
-        )
+    _check_size(tensor, len(data), expected, name)
     array = np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
     return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+
+
+def _check_size(tensor: ir.TensorProtocol, size: int, expected: int, name: str) -> None:
+    if size != expected:
+        raise ModelError(
+            f"{name}: tensor '{tensor.name}' of type {tensor.dtype} and shape "
+            f"{list(tensor.shape)} needs {expected} bytes but has {size}"
+        )
 
 
 def _tensors(graph: ir.Graph) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
@@ -266,6 +270,8 @@ def _locate_external(
 ) -> None:
     """Make sure that every external tensor is there, whole, and in an allowed folder."""
     for value, tensor in _tensors(model.graph):
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+            _check_size(tensor, len(tensor.raw.raw_data), tensor.nbytes, name)
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         where = f"{name}: external data of '{tensor.name}'"
