@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -430,3 +431,17 @@ def test_split_weights_gives_back_all_bytes():
 def test_split_weights_refuses_what_is_not_protobuf(data, message):
     with pytest.raises(ValueError, match=message):
         split_weights(memoryview(data))
+
+
+def test_the_garbage_collector_is_as_it_was(tmp_path):
+    load(linear())
+    assert gc.isenabled()
+    with pytest.raises(ModelError):
+        load(tmp_path / "missing.onnx")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        load(linear())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
