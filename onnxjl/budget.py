@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxjl.errors import BudgetError, UsageError
-from onnxjl.structure.cost import Cost, Size
+from onnxjl.structure.cost import Cost, Counts, Size, Tally
 from onnxjl.structure.groups import Structure
 
 Scope = Literal["global", "local"]
@@ -126,7 +127,8 @@ class _Selection:
         self.fixed = self._asked_for_by_pattern(offered)
         self.free = np.array([n for n in offered if n not in self.fixed], dtype=np.int64)
         self.least = self.sizes.copy()
-        self.least[self.free] = [self._round(int(self.sizes[n]), 0) for n in self.free]
+        sizes = self.sizes[self.free]
+        self.least[self.free] = self._round(sizes, np.zeros_like(sizes))
         for number, count in self.fixed.items():
             self.least[number] = count
         self.start = self.sizes.copy()
@@ -144,21 +146,20 @@ class _Selection:
         return fixed
 
     def _kept(self, number: int, amount: float) -> int:
-        size = int(self.sizes[number])
-        return self._round(size, int(np.floor((1 - amount) * size + _SLACK)))
+        size = self.sizes[number]
+        return int(self._round(size, np.floor((1 - amount) * size + _SLACK).astype(np.int64)))
 
-    def _round(self, size: int, count: int) -> int:
-        """Return the largest allowed width of at most `count`, or the smallest that there is."""
-        step, least = self.request.round_to, min(self.request.min_units, size)
+    def _round(self, sizes: Counts, counts: Counts) -> Counts:
+        """Return the largest allowed widths of at most `counts`, or the smallest that there are."""
+        step = self.request.round_to
+        least = np.minimum(self.request.min_units, sizes)
         lowest = -(-least // step) * step
-        if lowest >= size:
-            return size
-        return size if count >= size else max(count // step * step, lowest)
+        rounded = np.maximum(counts // step * step, lowest)
+        return np.where((lowest >= sizes) | (counts >= sizes), sizes, rounded)
 
     def _round_all(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         result = self.start.copy()
-        for number in self.free:
-            result[number] = self._round(int(self.sizes[number]), int(counts[number]))
+        result[self.free] = self._round(self.sizes[self.free], counts[self.free])
         return result
 
     def _cost(self) -> Cost:
@@ -241,23 +242,31 @@ class _Selection:
     def _put_back(self, cost: Cost, limit: float, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return removed units, best first, while one still fits in the budget."""
         counts = counts.copy()
+        tally = Tally(cost, counts)
+        queue = [
+            (self._turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]
+        ]
+        heapq.heapify(queue)
         step = self.request.round_to
-        while True:
-            steps = np.zeros_like(counts)
-            free = self.free[counts[self.free] < self.sizes[self.free]]
-            steps[free] = (
-                np.minimum(counts[free] // step * step + step, self.sizes[free]) - counts[free]
-            )
-            room = limit - cost.total(counts)
-            fits = free[cost.increase(counts, steps)[free] <= room]
-            if not len(fits):
-                return counts
-            if self.request.scope == "local":
-                # The group that lost most, relative to its size, gets its unit back first.
-                best = fits[np.argmin(counts[fits] / self.sizes[fits])]
-            else:
-                best = max(fits.tolist(), key=lambda n: (self.scores[n][counts[n]], -n))
-            counts[best] += steps[best]
+        while queue:
+            _, n = heapq.heappop(queue)
+            units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
+            # What is left of the budget only shrinks, and what a unit costs only grows with the
+            # others: a group whose next unit doesn't fit is done.
+            if tally.increase(n, units) > limit - tally.total:
+                continue
+            tally.add(n, units)
+            counts[n] += units
+            if counts[n] < self.sizes[n]:
+                heapq.heappush(queue, (self._turn(n, counts), n))
+        return counts
+
+    def _turn(self, number: int, counts: NDArray[np.int64]) -> float:
+        """Return what tells which group gets its next unit back first: the one with the least."""
+        if self.request.scope == "local":
+            # The group that lost most, relative to its size.
+            return float(counts[number] / self.sizes[number])
+        return -float(self.scores[number][counts[number]])
 
     def why_nothing(self) -> str:
         """Return why no unit would go."""

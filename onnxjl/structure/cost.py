@@ -57,10 +57,11 @@ class Cost:
         # Each (group, term) in which they meet, with how much one unit adds to each size.
         row, column = np.divmod(self._place, width)
         pairs, inverse = np.unique(self._group * terms + row, return_inverse=True)
-        self._pair_group, self._pair_term = np.divmod(pairs, max(terms, 1))
-        self._pair_bump = np.bincount(
+        self.pair_group, self.pair_term = np.divmod(pairs, max(terms, 1))
+        bump = np.bincount(
             inverse * width + column, weights=self._multiplicity, minlength=len(pairs) * width
-        ).reshape(-1, width)
+        )
+        self.pair_bump = bump.astype(np.float64).reshape(-1, width)
 
     def weighted(self, coefficients: Sequence[float]) -> Cost:
         """Return the cost that has other coefficients for the same products."""
@@ -68,7 +69,8 @@ class Cost:
         other.coefficients = np.array(coefficients, dtype=np.float64)
         return other
 
-    def _sizes(self, kept: Counts) -> NDArray[np.float64]:
+    def sizes(self, kept: Counts) -> NDArray[np.float64]:
+        """Return the (terms, sizes) table of sizes."""
         varying = np.bincount(
             self._place,
             weights=self._multiplicity * kept[self._group],
@@ -79,7 +81,7 @@ class Cost:
 
     def each(self, kept: Counts) -> NDArray[np.float64]:
         """Return the cost of each term."""
-        return self.coefficients * self._sizes(kept).prod(axis=1)
+        return self.coefficients * self.sizes(kept).prod(axis=1)
 
     def total(self, kept: Counts) -> float:
         """Return the whole cost."""
@@ -87,12 +89,50 @@ class Cost:
 
     def increase(self, kept: Counts, steps: Counts) -> NDArray[np.float64]:
         """Return, for each group, what `steps` more units of it alone would add."""
-        sizes = self._sizes(kept)[self._pair_term]
-        bump = self._pair_bump * steps[self._pair_group, None]
-        added = self.coefficients[self._pair_term] * (
+        sizes = self.sizes(kept)[self.pair_term]
+        bump = self.pair_bump * steps[self.pair_group, None]
+        added = self.coefficients[self.pair_term] * (
             (sizes + bump).prod(axis=1) - sizes.prod(axis=1)
         )
         total: NDArray[np.float64] = np.bincount(
-            self._pair_group, weights=added, minlength=self._groups
+            self.pair_group, weights=added, minlength=self._groups
         ).astype(np.float64)
         return total
+
+
+class Tally:
+    """A cost while groups grow one by one: a step takes no longer than its group's own terms.
+
+    Parameters
+    ----------
+    cost : what is counted.
+    kept : (groups,) int, the units that each group keeps at first.
+
+    Attributes
+    ----------
+    total : the whole cost.
+    """
+
+    def __init__(self, cost: Cost, kept: Counts) -> None:
+        self._cost = cost
+        self._sizes = cost.sizes(kept)
+        self._starts = np.searchsorted(cost.pair_group, np.arange(len(kept) + 1)).tolist()
+        self.total = cost.total(kept)
+
+    def _terms(self, group: int, units: int) -> tuple[Counts, NDArray[np.float64]]:
+        """Return the terms that a group is in, and what its units add to their sizes."""
+        pairs = slice(self._starts[group], self._starts[group + 1])
+        return self._cost.pair_term[pairs], self._cost.pair_bump[pairs] * units
+
+    def increase(self, group: int, units: int) -> float:
+        """Return what this many more units of a group would add."""
+        terms, bump = self._terms(group, units)
+        sizes = self._sizes[terms]
+        added = (sizes + bump).prod(axis=1) - sizes.prod(axis=1)
+        return float((self._cost.coefficients[terms] * added).sum())
+
+    def add(self, group: int, units: int) -> None:
+        """Let a group keep this many more units."""
+        self.total += self.increase(group, units)
+        terms, bump = self._terms(group, units)
+        self._sizes[terms] += bump
