@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from models import pretrained, zoo
 from onnx import numpy_helper
@@ -21,6 +22,9 @@ SEEDS = {"efficientnet_b0": 6}
 SHARPENED = {"efficientnet_b0": (".fc", 2.0), "keras_attention": ("query", 100.0)}
 """Weights (part of their name) to multiply: else gates and attention are so even that nothing
 moves them."""
+
+BEFORE_THE_LAST = ("rapidocr_detector",)
+"""Networks compared before their last node, a sigmoid whose outputs fall below rounding."""
 
 LIGHT = tuple(
     "light_" + name
@@ -85,7 +89,14 @@ def _exported(name: str) -> tuple[Graph, list[Feeds]]:
 
 
 def _trained(name: str) -> tuple[Graph, list[Feeds]]:
-    graph = normalize(pretrained.available()[name])
+    path = pretrained.available()[name]
+    if name in BEFORE_THE_LAST:
+        model = onnx.load(path)
+        last = model.graph.node.pop()
+        model.graph.output[0].name = last.input[0]
+        graph = normalize(model)
+    else:
+        graph = normalize(path)
     if name in LIGHT:
         return _with_random_weights(graph), [pretrained.inputs(name)]
     return graph, [pretrained.inputs(name, batch, seed=1) for batch in (1, 3)]
