@@ -366,9 +366,9 @@ class DetectHead(nn.Module):
 
     @staticmethod
     def _branch(inputs: int, width: int, outputs: int) -> nn.Module:
-        return nn.Sequential(
-            SmoothUnit(inputs, width, 3), SmoothUnit(width, width, 3), nn.Conv2d(width, outputs, 1)
-        )
+        last = nn.Conv2d(width, outputs, 1)
+        nn.init.normal_(last.weight, std=4 / width**0.5)
+        return nn.Sequential(SmoothUnit(inputs, width, 3), SmoothUnit(width, width, 3), last)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         rows = 4 * self.bins + self.classes
