@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import networks
-import onnx
 import onnx_ir
 from measure import Measurement, arguments, stay_on_one_core
 
@@ -85,7 +84,6 @@ def macs(model: str) -> None:
     run.facts = {
         "macs": structure.macs.total(structure.sizes),
         "params": structure.params.total(structure.sizes),
-        "versions": {"onnx": onnx.__version__, "onnx_ir": onnx_ir.__version__},
     }
     run.report()
 

@@ -11,6 +11,7 @@ Runs in an environment of its own, with torch, torchvision, torch-pruning, onnx 
 from __future__ import annotations
 
 import warnings
+from importlib import metadata
 
 from measure import Measurement, arguments, stay_on_one_core
 
@@ -48,7 +49,7 @@ def torch_pruning(network: str, ratio: str, output: str) -> None:
         "export",
         lambda: torch.onnx.export(model, (image,), output, opset_version=17, dynamo=False),
     )
-    run.facts = {"versions": {"torch": torch.__version__, "torch-pruning": tp.__version__}}
+    run.facts = versions("torch", "torchvision", "torch-pruning")
     run.report()
 
 
@@ -64,9 +65,14 @@ def onnxsim(model: str, sparsity: str, repeats: str, output: str) -> None:
         "python", lambda: onnxsim.apply_structured_pruning(proto, sparsity=share), count
     )
     run.repeat("c++", lambda: onnxsim.apply_structured_pruning_cpp(proto, sparsity=share), count)
-    run.facts = {"versions": {"onnxsim": onnxsim.__version__, "onnx": onnx.__version__}}
+    run.facts = versions("onnxsim")
     run.report()
     onnx.save(small, output)
+
+
+def versions(*names: str) -> dict[str, dict[str, str]]:
+    """Return which versions of packages are installed."""
+    return {"versions": {name: metadata.version(name) for name in names}}
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ def _machine(results: dict[str, Any]) -> str:
     versions = dict(machine["versions"])
     for network in results["networks"].values():
         for case in ("torch_pruning", "onnxsim"):
-            found = network.get(case, {}).get("versions", {})
-            versions |= {name: version for name, version in found.items() if name != "onnx"}
+            versions |= network.get(case, {}).get("versions", {})
     return (
         f"Machine: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory'] / 2**30:.0f} GiB of memory, {machine['system']}, Python "
