@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def render(results: dict[str, Any]) -> str:
     ]
     if "nodes" in results:
         parts += _growth(results)
-    return "\n\n".join(parts) + "\n"
+    paragraphs = (p if p.startswith(("#", "|")) else textwrap.fill(p, 100) for p in parts)
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
