@@ -18,7 +18,7 @@ import pytest
 
 import onnxjl
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "tests" / "models"
