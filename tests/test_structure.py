@@ -69,6 +69,73 @@ def test_costs_are_of_one_sample() -> None:
         assert [group.macs for group in structure.groups] == [g.macs for g in single.groups]
 
 
+@pytest.mark.parametrize(
+    ("text", "weights", "opset", "macs"),
+    [
+        (
+            "g (float[N, 3, 8, 8] x) => (y) { y = Conv <group = 3, strides = [2, 2]> (x, w, b) }",
+            {"w": (6, 1, 3, 3), "b": (6,)},
+            18,
+            3 * 3 * 6 * 3 * 3,
+        ),
+        (
+            "g (float[N, 6, 5, 5] x) => (y) { y = ConvTranspose <group = 2> (x, w) }",
+            {"w": (6, 4, 3, 3)},
+            18,
+            5 * 5 * 6 * 4 * 3 * 3,
+        ),
+        ("g (float[N, 6] x) => (y) { y = Gemm (x, w, b) }", {"w": (6, 4), "b": (4,)}, 18, 6 * 4),
+        ("g (float[7, 6] x) => (y) { y = Gemm <transA = 1> (x, w) }", {"w": (7, 4)}, 18, 6 * 4),
+        ("g (float[N, 5, 6] x) => (y) { y = MatMul (x, w) }", {"w": (6, 4)}, 18, 5 * 6 * 4),
+        (
+            "g (float[N, 5, 6] x, float[N, 6, 7] u) => (y) { y = MatMul (x, u) }",
+            {},
+            18,
+            5 * 6 * 7,
+        ),
+        (
+            """g (float[N, 5, 6] x, float[N, 6, 7] u) => (y) {
+                y = Einsum <equation = "bij,bjk->bik"> (x, u)
+            }""",
+            {},
+            18,
+            5 * 6 * 7,
+        ),
+        (
+            "g (float[N, 2, 5, 4] x) => (y) { y = Attention (x, x, x) }",
+            {},
+            23,
+            2 * (2 * 5 * 5 * 4),
+        ),
+        (
+            "g (float[9, N, 6] x) => (y) { y, h = RNN <hidden_size = 5> (x, w, r) }",
+            {"w": (1, 5, 6), "r": (1, 5, 5)},
+            18,
+            9 * 5 * (6 + 5),
+        ),
+        (
+            """g (float[9, 3, 6] x) => (y) {
+                y, h = GRU <hidden_size = 5, direction = "bidirectional"> (x, w, r)
+            }""",
+            {"w": (2, 15, 6), "r": (2, 15, 5)},
+            18,
+            9 * 2 * 3 * 5 * (6 + 5),
+        ),
+        (
+            "g (float[9, 3, 6] x) => (y) { y, h, c = LSTM <hidden_size = 5> (x, w, r) }",
+            {"w": (1, 20, 6), "r": (1, 20, 5)},
+            18,
+            9 * 4 * 5 * (6 + 5),
+        ),
+    ],
+)
+def test_macs_are_those_counted_by_hand(
+    text: str, weights: dict[str, tuple[int, ...]], opset: int, macs: int
+) -> None:
+    structure = analyze(normalize(network(text, weights, opset=opset)))
+    assert structure.macs.total(structure.sizes) == macs
+
+
 def test_bytes_follow_the_element_type() -> None:
     structure = analyze(normalize(convolutions(dtype=np.float64)))
     assert structure.bytes.total(structure.sizes) == 8 * structure.params.total(structure.sizes)

@@ -26,6 +26,7 @@ from onnxjl.structure.interpreter import Interpreter
 from onnxjl.structure.labels import Kind
 from onnxjl.structure.names import layer_names, node_name, weight
 from onnxjl.structure.places import Indices, Places
+from onnxjl.structure.rules.recurrent import GATES
 from onnxjl.structure.shapes import Shapes
 
 Granularity = Literal["channel", "head", "head-dim"]
@@ -531,11 +532,15 @@ class _Builder:
         ]
 
     def _samples(self) -> int:
-        """Return the number of samples in the sample shapes: the first axis of the first input."""
+        """Return the number of samples in the sample shapes: of the first input, on its first axis.
+
+        What a recurrent cell reads at once has time there, and the samples on its second axis.
+        """
         for value in self.run.graph.model.graph.inputs:
             shape = self.run.shapes.sizes.get(value.name or "", ())
             if not value.is_initializer() and len(shape) > 1:
-                return max(shape[0], 1)
+                timed = any(use.node.op_type in GATES and use.idx == 0 for use in value.uses())
+                return max(shape[1 if timed else 0], 1)
         return 1
 
 
