@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -77,6 +78,24 @@ class Graph:
         value = self.model.graph.initializers[name]
         assert value.const_value is not None
         return value.const_value.numpy()
+
+    def unmap(self, name: str) -> None:
+        """Give up the memory that a weight in external data is mapped to, until it is read again.
+
+        Arrays that somebody still holds stay as they are.
+        """
+        unmap(self.model.graph.initializers[name].const_value)
+
+
+def unmap(tensor: ir.TensorProtocol | None) -> None:
+    """Give up the memory that external data are mapped to, until they are read again.
+
+    Every tensor maps its file anew, and the system brings in the pages around those that are read:
+    with many small tensors that is more than the file.
+    """
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # somebody holds the array: it goes when they do
+            tensor.release()
 
 
 def _add(digest: hashlib._Hash, name: str, array: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
 from onnxjl.garbage import without_collection
-from onnxjl.graph import Graph, node_name
+from onnxjl.graph import Graph, node_name, unmap
 from onnxjl.load import load
 from onnxjl.normalize import normalize
 
@@ -262,6 +262,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
                 raise PlanError(f"'{name}' has shape {array.shape}: no such index on axis {axis}")
             array = np.take(array, indices, axis=axis)
         _replace(value, array, tensor.dtype)
+        unmap(tensor)
     for name, constant in plan.constants.items():
         value, tensor = _initializer(initializers, name)
         if not tensor.dtype.is_integer():

@@ -73,6 +73,7 @@ class Scoring:
         key = (tensor, order)
         if key not in self._totals:
             self._totals[key] = _totals(self.graph.weight(tensor), order)
+            self.graph.unmap(tensor)
         leading, trailing = self._totals[key]
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
