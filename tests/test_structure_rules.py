@@ -717,6 +717,19 @@ row(
     [8],
 )
 row(
+    "GridSample by computed positions, which keep both coordinates",
+    """g (float[N, 3, 6, 6] x) => (y) {
+        a = Conv (x, w1)
+        p = Conv (x, wp)
+        t = Tanh (p)
+        grid = Transpose <perm = [0, 2, 3, 1]> (t)
+        s = GridSample (a, grid)
+        y = Conv (s, w2)
+    }""",
+    {"w1": (8, 3, 1, 1), "wp": (2, 3, 1, 1), "w2": (2, 8, 1, 1)},
+    [8],
+)
+row(
     "RoiAlign",
     """g (float[1, 3, 6, 6] x) => (y) {
         a = Conv (x, w1)
@@ -771,6 +784,14 @@ image(
 )
 image(
     "InstanceNormalization", "z = InstanceNormalization (a, s, b)", weights={"s": (8,), "b": (8,)}
+)
+image(
+    "InstanceNormalization over channels",
+    """t = Transpose <perm = [0, 2, 1, 3]> (a) n = InstanceNormalization (t, s, b)
+    z = Transpose <perm = [0, 2, 1, 3]> (n)""",
+    [],
+    weights={"s": (6,), "b": (6,)},
+    inexact=[8],
 )
 image(
     "GroupNormalization",

@@ -150,9 +150,8 @@ def gather_indices(editor: Editor, node: ir.Node) -> None:
     if kept is None:
         return
     old = editor.old_array(taken)
-    positions = np.where(old < 0, old + len(kept), old)
     rank = np.cumsum(kept) - 1
-    new = rank[positions] if old.ndim == 0 else rank[positions[kept[positions]]]
+    new = rank[old] if old.ndim == 0 else rank[old[kept[old]]]
     editor.require(node, 1, np.asarray(new, dtype=old.dtype))
 
 
