@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxjl.structure.axes import Axis, labelled, size, split_labels
+from onnxjl.structure.axes import split_labels
 from onnxjl.structure.rules import Unruled, edit, rule
 
 if TYPE_CHECKING:
@@ -77,22 +77,12 @@ def group(run: Interpreter, node: ir.Node) -> None:
     for axis in axes[2:]:
         run.fix(axis, f"a spatial axis of {node.op_type} '{node.name}'")
     channels = run.vector(axes[1])
-    per_group: Axis | None = None
     if channels is not None:
-        keeper, kept = split_labels(run.labels, channels, (groups, len(channels) // groups), 0)
-        if keeper == 0:
-            per_group = labelled(kept)
-        else:
+        keeper, _ = split_labels(run.labels, channels, (groups, len(channels) // groups), 0)
+        if keeper != 0:
             run.inexact(axes[1], node)
     for parameter in node.inputs[1:]:
-        given = run.of(parameter)[0]
-        if size(given) == size(axes[1]):
-            axes[1] = run.unite(axes[1], given, node)
-        elif per_group is not None:
-            run.unite(per_group, given, node)  # before opset 21: one parameter for each group
-        else:
-            run.fix(given, f"parameters of {node.op_type} '{node.name}'")
-            run.fix(axes[1], f"parameters of {node.op_type} '{node.name}'")
+        axes[1] = run.unite(axes[1], run.of(parameter)[0], node)
     run.set(node.outputs[0], axes)
 
 
