@@ -215,6 +215,26 @@ def test_rounds_compose_to_one_plan_of_the_source(seed: int, kinds: list[Any]) -
         assert difference(*outputs) == 0
 
 
+def test_later_edits_of_a_plan_win() -> None:
+    first = Plan(
+        kept={"w": {0: np.array([1, 3, 5])}},
+        attributes={"node": {"group": 4, "scale": 0.5}},
+        constants={"shape": np.array([3, 4]), "split": np.array([1, 2])},
+        removed_nodes=("a",),
+    )
+    later = Plan(
+        kept={"w": {0: np.array([0, 2]), 1: np.array([1])}, "v": {0: np.array([0])}},
+        attributes={"node": {"group": 2}, "other": {"group": 3}},
+        constants={"shape": np.array([2, 4])},
+        removed_nodes=("b",),
+    )
+    both = first.then(later).to_dict()
+    assert both["kept"] == {"w": {"0": [1, 5], "1": [1]}, "v": {"0": [0]}}
+    assert both["attributes"] == {"node": {"group": 2, "scale": 0.5}, "other": {"group": 3}}
+    assert both["constants"] == {"shape": [2, 4], "split": [1, 2]}
+    assert both["removed_nodes"] == ["a", "b"]
+
+
 def test_pruning_twice_composes() -> None:
     source = normalize(convolutions())
     once = prune(source, amount=0.3)
