@@ -123,7 +123,7 @@ def test_neither_rounding_nor_blind_weights_hide_anything(case: Case) -> None:
 
 
 UNUSED = {"bertlike": "positions.weight", "rnn_relu": "val_66"}
-"""Groups of which no output knows: positions beyond the longest input, an initial state of zeros."""
+"""Groups of which no output knows: unused positions, an initial state of zeros."""
 
 
 @pytest.mark.slow
