@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxjl.graph import subgraphs
+
 
 def duplicate(model: ir.Model) -> ir.Model:
     """Return a copy with nodes, values and shapes of its own; tensors and attributes are shared.
@@ -26,10 +28,7 @@ def duplicate(model: ir.Model) -> ir.Model:
 
 def _is_flat(node: ir.Node) -> bool:
     """Return whether a node has neither subgraphs nor parts of its own that refer to values."""
-    return not node.device_configurations and not any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    )
+    return not node.device_configurations and not subgraphs(node)
 
 
 def _graph(graph: ir.Graph) -> ir.Graph:
@@ -46,7 +45,7 @@ def _graph(graph: ir.Graph) -> ir.Graph:
                 node.domain,
                 node.op_type,
                 [None if value is None else copies[value] for value in node.inputs],
-                node.attributes.values(),
+                node.attributes.data.values(),
                 overload=node.overload,
                 outputs=outputs,
                 version=node.version,

@@ -107,6 +107,22 @@ def _add(digest: hashlib._Hash, name: str, array: np.ndarray) -> None:
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
 
 
+FLOATING = frozenset(dtype for dtype in ir.DataType if dtype.is_floating_point())
+"""Element types that are real numbers."""
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs that a node's attributes hold."""
+    found: list[ir.Graph] = []
+    # onnx_ir's mapping looks up one attribute after another: its dictionary is many times faster.
+    for attribute in node.attributes.data.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
+
+
 def node_name(node: ir.Node) -> str:
     """Return the node's name, or its first output's where it has none."""
     return node.name or next((v.name for v in node.outputs if v.name), "")

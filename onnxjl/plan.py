@@ -312,10 +312,14 @@ def _shrink_shapes(model: ir.Model, sizes: Mapping[str, Mapping[int, int]]) -> N
     """Write the shapes that intermediate values have now."""
     for node in model.graph:
         for value in node.outputs:
-            for axis, size in sizes.get(value.name or "", {}).items():
-                if value.shape is not None:
-                    # A symbolic size that shrinks, as batch times heads, has no name of its own.
-                    value.shape[axis] = size if isinstance(value.shape[axis], int) else None
+            changed = sizes.get(value.name or "")
+            if changed is None or value.shape is None:
+                continue
+            shape = value.shape.copy()
+            for axis, size in changed.items():
+                # A symbolic size that shrinks, as batch times heads, has no name of its own.
+                shape[axis] = size if isinstance(shape[axis], int) else None
+            value.shape = shape
 
 
 def _initializer(
@@ -329,5 +333,5 @@ def _initializer(
 
 def _replace(value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
     # Not ascontiguousarray, which makes a scalar an array of one.
-    value.const_value = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=value.name)
-    value.shape = ir.Shape(array.shape)
+    tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=value.name)
+    value.const_value, value.shape = tensor, tensor.shape

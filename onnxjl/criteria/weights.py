@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from onnxjl.criteria.aggregation import aggregate
 from onnxjl.criteria.roles import Role, role
 from onnxjl.errors import WeightError
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph
 from onnxjl.structure import Activation, Group, Member
 
 Order = Literal[1, 2, "max"]
@@ -46,7 +46,7 @@ class Scoring:
         self.seed = seed
         self.computed: dict[Any, Any] = {}
         self._roles: dict[str, Role] = {}
-        self._counted: dict[str, bool | None] = {}
+        self.counted = cache(partial(_counted, graph))
         self._along: dict[tuple[str, int, Order], np.ndarray] = {}
         self._totals: dict[tuple[str, Order], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -55,15 +55,6 @@ class Scoring:
         if tensor not in self._roles:
             self._roles[tensor] = role(self.graph.model.graph.initializers[tensor])
         return self._roles[tensor]
-
-    def counted(self, tensor: str) -> bool | None:
-        """Whether a weight's magnitude counts (a contraction's does); None if it isn't floating."""
-        if tensor not in self._counted:
-            value = self.graph.model.graph.initializers[tensor].const_value
-            assert value is not None
-            wide = len(value.shape) >= 2 and self.role(tensor).contracted
-            self._counted[tensor] = wide if value.dtype.is_floating_point() else None
-        return self._counted[tensor]
 
     def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
         """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
@@ -78,7 +69,8 @@ class Scoring:
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
         others = tuple(other for other in range(leading.ndim) if other != axis)
-        result: np.ndarray = leading.max(others) if order == "max" else leading.sum(others)
+        reduce = np.maximum.reduce if order == "max" else np.add.reduce
+        result: np.ndarray = reduce(leading, axis=others)
         self._along[place] = result
         return result
 
@@ -207,6 +199,15 @@ class GroupWeights(Mapping[str, np.ndarray]):
         )
 
 
+def _counted(graph: Graph, tensor: str) -> bool | None:
+    """Whether a weight's magnitude counts (a contraction's does); None if it isn't floating."""
+    weight = graph.model.graph.initializers[tensor]
+    assert weight.const_value is not None
+    if weight.const_value.dtype not in FLOATING:
+        return None
+    return len(weight.const_value.shape) >= 2 and role(weight).contracted
+
+
 def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
     """Reduce a weight over its trailing axes, and over its leading ones, in one pass.
 
@@ -229,11 +230,11 @@ def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
             else:
                 np.abs(block, out=block)
             if order == "max":
-                block.max(axis=1, out=leading[start : start + step])
-                np.maximum(trailing, block.max(axis=0), out=trailing)
+                np.maximum.reduce(block, axis=1, out=leading[start : start + step])
+                np.maximum(trailing, np.maximum.reduce(block, axis=0), out=trailing)
             else:
-                block.sum(axis=1, out=leading[start : start + step])
-                trailing += block.sum(axis=0)
+                np.add.reduce(block, axis=1, out=leading[start : start + step])
+                trailing += np.add.reduce(block, axis=0)
     return leading.reshape(shape[:split]), trailing.reshape(shape[split:])
 
 

@@ -52,7 +52,9 @@ def labelled(labels: LabelArray) -> Axis:
 
 def size(axis: Axis) -> int:
     """Return the number of indices of an axis."""
-    return axis[0].size if len(axis) == 1 else math.prod(factor.size for factor in axis)
+    if len(axis) == 1:
+        return axis[0].size
+    return math.prod(factor.size for factor in axis) if axis else 1
 
 
 def has_labels(axis: Axis) -> bool:
@@ -65,6 +67,8 @@ def expand(labels: Labels, axis: Axis) -> LabelArray | None:
 
     Where two factors carry labels a slice would need both units; all but the last are fixed.
     """
+    if len(axis) == 1:
+        return axis[0].labels
     carriers = [i for i, factor in enumerate(axis) if factor.labels is not None]
     if not carriers:
         return None

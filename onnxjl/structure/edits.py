@@ -36,6 +36,7 @@ class Editor:
         self.attributes: dict[str, dict[str, Any]] = {}
         self._current: dict[str, np.ndarray] = {}
         self._survivors: dict[int, tuple[NDArray[np.bool_], int]] = {}
+        self._kept: dict[int, NDArray[np.int64]] = {}
 
     def _surviving(self, labels: LabelArray) -> tuple[NDArray[np.bool_], int]:
         """Return which labels of a vector survive, and how many; axes share vectors."""
@@ -53,17 +54,35 @@ class Editor:
         return kept
 
     def _shrinks(self, axis: Axis) -> bool:
-        return any(f.labels is not None and self._surviving(f.labels)[1] != f.size for f in axis)
+        for factor in axis:
+            if factor.labels is not None and self._surviving(factor.labels)[1] != factor.size:
+                return True
+        return False
 
     def mask_of(self, axis: Axis) -> NDArray[np.bool_] | None:
         """Return which indices of an axis survive, or None if all do."""
         if not self._shrinks(axis):
             return None
+        if len(axis) == 1:
+            assert axis[0].labels is not None
+            return self._surviving(axis[0].labels)[0]
         masks = [
             np.ones(f.size, dtype=bool) if f.labels is None else self._surviving(f.labels)[0]
             for f in axis
         ]
         return functools.reduce(lambda a, b: np.logical_and.outer(a, b).reshape(-1), masks)
+
+    def kept(self, axis: Axis) -> NDArray[np.int64] | None:
+        """Return the indices of an axis that survive, or None if all do."""
+        mask = self.mask_of(axis)
+        if mask is None:
+            return None
+        if len(axis) > 1:
+            return mask.nonzero()[0]
+        found = self._kept.get(id(axis[0].labels))
+        if found is None:
+            found = self._kept[id(axis[0].labels)] = mask.nonzero()[0]
+        return found
 
     def mask(self, value: ir.Value, i: int) -> NDArray[np.bool_] | None:
         """Return which indices of a value's axis survive, or None if all do."""
@@ -83,8 +102,8 @@ class Editor:
         found: dict[str, dict[int, int]] = {}
         for key, axes in self._run.axes.items():
             for i, axis in enumerate(axes):
-                if axis and (new := self._new_size(axis)) != ax.size(axis):
-                    found.setdefault(key, {})[i] = new
+                if self._shrinks(axis):
+                    found.setdefault(key, {})[i] = self._new_size(axis)
         return found
 
     def changed_axes(self, value: ir.Value) -> list[int]:
@@ -161,13 +180,14 @@ class Editor:
         return self._run.axes.get(value.name or "")
 
     def _touches(self, node: ir.Node) -> bool:
-        if name(node) in self._run.unruled:
+        if self._run.unruled and name(node) in self._run.unruled:
             return False
         for value in (*node.inputs, *node.outputs):
-            if value is not None and any(
-                map(self._shrinks, (*(self._axes(value) or ()), *self._run.dims_of(value)))
-            ):
-                return True
+            if value is None:
+                continue
+            for axis in (*(self._axes(value) or ()), *self._run.dims_of(value)):
+                if self._shrinks(axis):
+                    return True
         return False
 
     def _compute(self, value: ir.Value) -> np.ndarray:

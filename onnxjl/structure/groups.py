@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxjl.errors import PlanError, UsageError
 from onnxjl.garbage import without_collection
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
@@ -212,9 +212,9 @@ class Structure:
         kept: dict[str, dict[int, NDArray[np.int64]]] = {}
         for name in self.graph.model.graph.initializers:
             for i, axis in enumerate(self.run.axes.get(name, ())):
-                mask = editor.mask_of(axis)
-                if mask is not None:
-                    kept.setdefault(name, {})[i] = mask.nonzero()[0]
+                indices = editor.kept(axis)
+                if indices is not None:
+                    kept.setdefault(name, {})[i] = indices
         editor.run()
         return Plan(
             kept=kept,
@@ -518,7 +518,7 @@ class _Builder:
                 else [Size(math.prod(shape))]
             )
             itemsizes.append(tensor.dtype.itemsize)
-            floating.append(1 if tensor.dtype.is_floating_point() else 0)
+            floating.append(1 if tensor.dtype in FLOATING else 0)
         size_in_bytes = Cost(itemsizes, weights, groups)
         params = size_in_bytes.weighted(floating)
         return macs, params, size_in_bytes, tuple(node_name(product.node) for product in products)

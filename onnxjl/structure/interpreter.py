@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph, subgraphs
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.labels import Kind, Labels
@@ -17,6 +17,8 @@ from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import RULES, Unruled
 from onnxjl.structure.shapes import Shapes, evaluate
 from onnxjl.structure.trace import ADJUSTED, MOVED, adjustable, data_inputs
+
+_NONE: Mapping[int, Axis] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +70,22 @@ class Interpreter:
         """Return the number of a reason."""
         return self.labels.reason(text)
 
-    def of(self, value: ir.Value | None) -> Axes:
-        """Return the axes of a value; raise `Unruled` if its shape isn't known."""
-        if value is None or not value.name:
+    def of(self, value: ir.Value | None, partners: Mapping[int, Axis] = _NONE) -> Axes:
+        """Return the axes of a value; raise `Unruled` if its shape isn't known.
+
+        Parameters
+        ----------
+        partners : for axes of the value, each an axis that it is about to be united with. A weight
+            that nothing else has used takes that axis for its own, which saves its labels.
+        """
+        key = None if value is None else value.name
+        if value is None or not key:
             raise Unruled("an input that it needs is missing")
-        found = self.axes.get(value.name)
+        found = self.axes.get(key)
         if found is None:
             if not value.is_initializer():
-                raise Unruled(f"the shape of '{value.name}' isn't known")
-            found = self.axes[value.name] = self._weight_axes(value)
+                raise Unruled(f"the shape of '{key}' isn't known")
+            found = self.axes[key] = self._weight_axes(value, partners)
         return found
 
     def sizes(self, value: ir.Value) -> tuple[int, ...]:
@@ -100,9 +109,11 @@ class Interpreter:
 
     def unite(self, a: Axis, b: Axis, node: ir.Node) -> Axis:
         """Unite two axes of equal size."""
-        if a is not b and ax.size(a) != ax.size(b):
+        if a is b:
+            return a
+        if ax.size(a) != ax.size(b):
             raise Unruled("its inputs' shapes disagree")
-        if a is b or not (a and b):
+        if not (a and b):
             return a
         plain = len(a) == len(b) == 1 and a[0].labels is None and b[0].labels is None
         if plain and a[0].tags == b[0].tags:  # such factors may still be tagged as heads
@@ -126,22 +137,8 @@ class Interpreter:
         return result
 
     def unite_parameter(self, axis: Axis, value: ir.Value | None, node: ir.Node) -> Axis:
-        """Unite an axis with a parameter that has one number for each of its indices.
-
-        A weight that nothing else has used takes the axis for its own, which saves its labels.
-        """
-        if value is not None and value.name and value.name not in self.axes:
-            tensor = value.const_value if value.is_initializer() else None
-            if (
-                tensor is not None
-                and tensor.dtype.is_floating_point()
-                and len(axis) == 1
-                and axis[0].labels is not None
-                and self.shapes.sizes[value.name] == (axis[0].size,)
-            ):
-                self.axes[value.name] = (axis,)
-                return axis
-        return self.unite(axis, self.of(value)[0], node)
+        """Unite an axis with a parameter that has one number for each of its indices."""
+        return self.unite(axis, self.of(value, {0: axis})[0], node)
 
     def fix(self, axis: Axis, why: str) -> Axis:
         """Fix the units of an axis."""
@@ -218,14 +215,19 @@ class Interpreter:
 
     # The run
 
-    def _weight_axes(self, value: ir.Value) -> Axes:
+    def _weight_axes(self, value: ir.Value, partners: Mapping[int, Axis]) -> Axes:
         tensor = value.const_value
         assert tensor is not None
         shape = self.shapes.sizes[value.name or ""]
-        if tensor.dtype.is_floating_point():
-            return tuple(self.fresh(d) for d in shape)
-        reason = self.why(f"'{value.name}' holds {tensor.dtype.name.lower()}, not real numbers")
-        return tuple(ax.plain(d, reason) for d in shape)
+        if tensor.dtype not in FLOATING:
+            reason = self.why(f"'{value.name}' holds {tensor.dtype.name.lower()}, not real numbers")
+            return tuple(ax.plain(d, reason) for d in shape)
+        return tuple(
+            partner
+            if (partner := partners.get(i, ())) and _can_stand_for(partner, size)
+            else self.fresh(size)
+            for i, size in enumerate(shape)
+        )
 
     def _run(self) -> None:
         model = self.graph.model
@@ -241,10 +243,9 @@ class Interpreter:
             self._fix_dims(value, f"network output '{value.name}'")
 
     def _step(self, node: ir.Node) -> None:
-        for attribute in node.attributes.values():
-            for value in _captured(attribute):
-                self.fix_value(value, f"used inside {name(node)}")
-                self._fix_dims(value, f"used inside {name(node)}")
+        for value in _captured(node):
+            self.fix_value(value, f"used inside {name(node)}")
+            self._fix_dims(value, f"used inside {name(node)}")
         if self._is_shape_arithmetic(node):
             self._shape_step(node)
             return
@@ -384,6 +385,8 @@ class Interpreter:
 
     def _fix_misused_dims(self, node: ir.Node) -> None:
         """Sizes may steer shapes, which are rewritten, but not become data."""
+        if not self._dims:
+            return
         for position, value in enumerate(node.inputs):
             if (
                 value is not None
@@ -407,21 +410,22 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
 }
 
 
+def _can_stand_for(axis: Axis, size: int) -> bool:
+    """Return whether an axis says all that uniting with it would say of an axis of fresh labels."""
+    factor = axis[0]
+    told = factor.labels is not None or factor.reason != 0
+    return len(axis) == 1 and factor.size == size and told
+
+
 def name(node: ir.Node) -> str:
     """Return how a node is called in reasons."""
     return f"{node.op_type} '{node_name(node)}'"
 
 
-def _captured(attribute: ir.Attr) -> list[ir.Value]:
-    """Return the values of the outer graph that a subgraph attribute uses."""
-    if attribute.type == ir.AttributeType.GRAPH:
-        graphs = [attribute.as_graph()]
-    elif attribute.type == ir.AttributeType.GRAPHS:
-        graphs = list(attribute.as_graphs())
-    else:
-        return []
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Return the values of the outer graph that a node's subgraphs use."""
     found: list[ir.Value] = []
-    for graph in graphs:
+    for graph in subgraphs(node):
         for node in graph.all_nodes():
             found.extend(v for v in node.inputs if v is not None and v.graph is not graph)
         found.extend(graph.outputs)

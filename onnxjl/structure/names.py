@@ -14,15 +14,20 @@ def weight(node: ir.Node) -> ir.Value | None:
 
     Normalizations, whose parameters have one axis, count with their first parameter.
     """
-    candidates = [
-        v
-        for v in node.inputs
-        if v is not None and v.is_initializer() and v.const_value is not None and v.name
-    ]
-    wide = [v for v in candidates if len(v.const_value.shape) >= 2]  # type: ignore[union-attr]
-    if wide:
-        return max(wide, key=lambda v: v.const_value.size)  # type: ignore[union-attr]
-    return candidates[0] if candidates else None
+    first: ir.Value | None = None
+    wide: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    for value in node.inputs:
+        if value is None or not value.is_initializer() or not value.name:
+            continue
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        first = first or value
+        if len(tensor.shape) >= 2:
+            wide.append((value, tensor))
+    if len(wide) > 1:
+        return max(wide, key=lambda found: found[1].size)[0]
+    return wide[0][0] if wide else first
 
 
 def layer_names(graph: Graph) -> dict[ir.Node, str]:

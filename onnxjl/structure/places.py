@@ -36,6 +36,7 @@ class Places:
         self._numbers = {id(v): i for i, v in enumerate(vectors)}
         self._widths = widths.tolist()
         self._found: dict[int, list[tuple[int, Indices]]] = {}
+        self._sizes: dict[int, Size] = {}
         lengths = np.array([len(v) for v in vectors], dtype=np.int64)
         everywhere = np.concatenate([np.zeros(0, dtype=np.int64), *vectors])
         units = unit_at[everywhere]
@@ -71,9 +72,13 @@ class Places:
 
     def size(self, vector: LabelArray) -> Size:
         """Return a vector's size as a function of the units that are kept."""
-        here = self._segments(vector)
-        base = self._bases[self._numbers[id(vector)]]
-        return Size(base, self._groups[here], self._multiplicities[here])
+        found = self._sizes.get(id(vector))
+        if found is None:
+            here = self._segments(vector)
+            base = self._bases[self._numbers[id(vector)]]
+            found = Size(base, self._groups[here], self._multiplicities[here])
+            self._sizes[id(vector)] = found
+        return found
 
     def of(self, vector: LabelArray) -> list[tuple[int, Indices]]:
         """Return each group on a vector, with the (units, k) indices that its units have there."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import sample_shapes
 
 Shape = tuple[int, ...]
@@ -64,7 +64,7 @@ class Shapes:
             tensor = value.const_value
             if tensor is None:
                 continue
-            self.sizes[name] = tuple(tensor.shape.numpy())
+            self.sizes[name] = cast(Shape, tensor.shape.numpy())
             self._types[name] = int(tensor.dtype)
             if is_shape_constant(tensor):
                 self.known[name] = tensor.numpy()
@@ -93,13 +93,13 @@ class Shapes:
                     continue
                 if value.shape is None or value.dtype is None:
                     return False
-                sizes: list[int] = []
-                for dim in value.shape:
-                    number = dim if isinstance(dim, int) else symbols.get(str(dim.value))
-                    if number is None:
-                        return False
-                    sizes.append(number)
-                found[value.name] = tuple(sizes)
+                sizes = tuple(
+                    dim if isinstance(dim, int) else symbols.get(str(dim.value))
+                    for dim in value.shape
+                )
+                if None in sizes:
+                    return False
+                found[value.name] = cast(Shape, sizes)
                 self._types[value.name] = int(value.dtype)
         self.sizes.update(found)
         return True
@@ -200,7 +200,7 @@ class Shapes:
 
 def is_shape_constant(tensor: ir.TensorProtocol) -> bool:
     """Return whether a constant takes part in shape arithmetic: few integers, or a float scalar."""
-    if tensor.dtype.is_floating_point():
+    if tensor.dtype in FLOATING:
         return tensor.size == 1
     return tensor.dtype != ir.DataType.STRING and tensor.size <= MOST_ELEMENTS
 

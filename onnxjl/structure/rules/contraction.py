@@ -38,9 +38,8 @@ def is_computed(value: ir.Value) -> bool:
 @rule("Conv")
 def conv(run: Interpreter, node: ir.Node) -> None:
     """Unite input channels with the weight's axis 1; output channels are its axis 0."""
-    x, w = run.of(node.inputs[0]), run.of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
-    _fix_spatial(run, node, x, w)
+    x, w = _operands(run, node, 1 if groups == 1 else None)
     if groups == 1:
         run.unite(x[1], w[1], node)
         y = w[0]
@@ -57,9 +56,8 @@ def conv(run: Interpreter, node: ir.Node) -> None:
 @rule("ConvTranspose")
 def conv_transpose(run: Interpreter, node: ir.Node) -> None:
     """Unite input channels with the weight's axis 0; axis 1 has the output channels of a group."""
-    x, w = run.of(node.inputs[0]), run.of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
-    _fix_spatial(run, node, x, w)
+    x, w = _operands(run, node, 0 if groups == 1 else None)
     channels = run.sizes(node.outputs[0])[1]
     if groups == 1:
         run.unite(x[1], w[0], node)
@@ -82,10 +80,23 @@ def _record(run: Interpreter, node: ir.Node, coefficient: int, axes: tuple[Axis,
     run.product(node, coefficient, axes, [(value, 1)])
 
 
-def _fix_spatial(run: Interpreter, node: ir.Node, x: ax.Axes, w: ax.Axes) -> None:
+def _operands(run: Interpreter, node: ir.Node, inner: int | None) -> tuple[ax.Axes, ax.Axes]:
+    """Return the axes of a convolution's input and weight, whose spatial ones are fixed.
+
+    `inner` is the weight's axis that meets the input's channels, if one does as a whole.
+    """
+    x, weight = run.of(node.inputs[0]), node.inputs[1]
+    spatial = f"a spatial axis of {node.op_type} '{node.name}'"
+    partners = {} if inner is None else {inner: x[1]}
+    kernel = run.sizes(weight)[2:] if weight is not None else ()
+    if any(size > 1 for size in kernel):
+        reason = run.why(spatial)
+        partners |= {i: ax.plain(size, reason) for i, size in enumerate(kernel, 2)}
+    w = run.of(weight, partners)
     for axis in (*x[2:], *w[2:]):
-        run.fix(axis, f"a spatial axis of {node.op_type} '{node.name}'")
+        run.fix(axis, spatial)
     run.fix(x[0], f"the batch axis of {node.op_type} '{node.name}'")
+    return x, w
 
 
 def _grouped(
@@ -162,11 +173,12 @@ def conv_groups(editor: Editor, node: ir.Node) -> None:
 @rule("Gemm")
 def gemm(run: Interpreter, node: ir.Node) -> None:
     """Unite the columns of A with the rows of B; C broadcasts to the output."""
-    a, b = run.of(node.inputs[0]), run.of(node.inputs[1])
+    a = run.of(node.inputs[0])
     flip_a = bool(node.attributes.get_int("transA", 0))
     flip_b = bool(node.attributes.get_int("transB", 0))
     if flip_a:
         a = a[::-1]
+    b = run.of(node.inputs[1], {1 if flip_b else 0: a[1]})
     if flip_b:
         b = b[::-1]
     _multiply(run, node, flip_a, flip_b, a, b)
@@ -204,7 +216,8 @@ def matmul(run: Interpreter, node: ir.Node) -> None:
     left, right = node.inputs[0], node.inputs[1]
     if left is None or right is None:
         raise Unruled("an input is missing")
-    a, b = list(run.of(left)), list(run.of(right))
+    a = list(run.of(left))
+    b = list(run.of(right, {max(len(run.sizes(right)) - 2, 0): a[-1]}))
     vector_a, vector_b = len(a) == 1, len(b) == 1
     if vector_a:
         a.insert(0, ())

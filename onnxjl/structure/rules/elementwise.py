@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxjl.structure import axes as ax
 from onnxjl.structure.rules import Unruled, rule
 
 if TYPE_CHECKING:
@@ -53,7 +54,13 @@ for _operator in ("Gelu", "QuickGelu"):
 def broadcast(run: Interpreter, node: ir.Node) -> None:
     """Unite the axes that meet, counted from the right; an axis of size 1 meets nothing."""
     rank = len(run.sizes(node.outputs[0]))
-    inputs = [run.of(v) for v in node.inputs if v is not None]
+    inputs: list[ax.Axes] = []
+    for value in node.inputs:
+        if value is not None:
+            # What comes first is mostly an activation, and what follows may be its bias.
+            before = inputs[0] if inputs else ()
+            shift = len(before) - len(run.sizes(value))
+            inputs.append(run.of(value, {i - shift: axis for i, axis in enumerate(before)}))
     if node.op_type == "CastLike":
         inputs = inputs[:1]
     result = []
