@@ -15,7 +15,7 @@ from onnx_ir import external_data
 
 from onnxjl.errors import ExternalDataError, ModelError, UsageError
 from onnxjl.garbage import without_collection
-from onnxjl.graph import Graph
+from onnxjl.graph import Graph, subgraphs
 from onnxjl.proto import weightless
 from onnxjl.wire import split_weights
 
@@ -204,14 +204,8 @@ def _is_sorted(graph: ir.Graph) -> bool:
                     producer = value.producer()
                     if producer is not None and producer not in done:
                         return False
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    if not ready(attribute.as_graph()):
-                        return False
-                elif attribute.type == ir.AttributeType.GRAPHS and not all(
-                    ready(inner) for inner in attribute.as_graphs()
-                ):
-                    return False
+            if not all(map(ready, subgraphs(node))):
+                return False
             done.add(node)
         return True
 

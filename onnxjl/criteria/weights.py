@@ -69,8 +69,7 @@ class Scoring:
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
         others = tuple(other for other in range(leading.ndim) if other != axis)
-        reduce = np.maximum.reduce if order == "max" else np.add.reduce
-        result: np.ndarray = reduce(leading, axis=others)
+        result: np.ndarray = _fold(order).reduce(leading, axis=others)
         self._along[place] = result
         return result
 
@@ -208,6 +207,11 @@ def _counted(graph: Graph, tensor: str) -> bool | None:
     return len(weight.const_value.shape) >= 2 and role(weight).contracted
 
 
+def _fold(order: Order) -> np.ufunc:
+    """Return what makes one number of those of many weights."""
+    return np.maximum if order == "max" else np.add
+
+
 def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
     """Reduce a weight over its trailing axes, and over its leading ones, in one pass.
 
@@ -216,7 +220,7 @@ def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
     shape = array.shape
     split = min(range(len(shape) + 1), key=lambda at: math.prod(shape[:at]) + math.prod(shape[at:]))
     rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
-    flat = array.reshape(rows, columns)
+    flat, fold = array.reshape(rows, columns), _fold(order)
     leading, trailing = np.zeros(rows), np.zeros(columns)
     step = max(1, BLOCK // max(1, columns))
     buffer = np.empty((min(step, rows), columns))
@@ -229,12 +233,8 @@ def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
                 np.multiply(block, block, out=block)
             else:
                 np.abs(block, out=block)
-            if order == "max":
-                np.maximum.reduce(block, axis=1, out=leading[start : start + step])
-                np.maximum(trailing, np.maximum.reduce(block, axis=0), out=trailing)
-            else:
-                np.add.reduce(block, axis=1, out=leading[start : start + step])
-                trailing += np.add.reduce(block, axis=0)
+            fold.reduce(block, axis=1, out=leading[start : start + step])
+            fold(trailing, fold.reduce(block, axis=0), out=trailing)
     return leading.reshape(shape[:split]), trailing.reshape(shape[split:])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxjl.graph import Graph
+from onnxjl.graph import Graph, subgraphs
 from onnxjl.session import open_session, run
 
 
@@ -153,10 +153,4 @@ def _declared(value: ir.Value) -> onnx.ValueInfoProto:
 
 def _captured(node: ir.Node) -> list[ir.Value]:
     """Return what a node's subgraphs use of the graph around them."""
-    graphs = [
-        g
-        for a in node.attributes.values()
-        if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for g in ([a.as_graph()] if a.type == ir.AttributeType.GRAPH else a.as_graphs())
-    ]
-    return [v for g in graphs for n in g.all_nodes() for v in n.inputs if v is not None]
+    return [v for g in subgraphs(node) for n in g.all_nodes() for v in n.inputs if v is not None]

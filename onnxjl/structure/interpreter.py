@@ -426,7 +426,7 @@ def _captured(node: ir.Node) -> list[ir.Value]:
     """Return the values of the outer graph that a node's subgraphs use."""
     found: list[ir.Value] = []
     for graph in subgraphs(node):
-        for node in graph.all_nodes():
-            found.extend(v for v in node.inputs if v is not None and v.graph is not graph)
+        for inner in graph.all_nodes():
+            found.extend(v for v in inner.inputs if v is not None and v.graph is not graph)
         found.extend(graph.outputs)
     return found

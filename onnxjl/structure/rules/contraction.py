@@ -89,9 +89,8 @@ def _operands(run: Interpreter, node: ir.Node, inner: int | None) -> tuple[ax.Ax
     spatial = f"a spatial axis of {node.op_type} '{node.name}'"
     partners = {} if inner is None else {inner: x[1]}
     kernel = run.sizes(weight)[2:] if weight is not None else ()
-    if any(size > 1 for size in kernel):
-        reason = run.why(spatial)
-        partners |= {i: ax.plain(size, reason) for i, size in enumerate(kernel, 2)}
+    reason = run.why(spatial)
+    partners |= {i: ax.plain(size, reason) for i, size in enumerate(kernel, 2)}
     w = run.of(weight, partners)
     for axis in (*x[2:], *w[2:]):
         run.fix(axis, spatial)
