@@ -261,6 +261,21 @@ def test_integer_weights_are_left_whole_with_a_reason() -> None:
     }
 
 
+def test_tied_weight_tells_which_axis_it_met() -> None:
+    model = network(
+        """g (float[N, 3, 6, 6] x, float[N, 5] v) => (float[N, 4, 6, 5] y, float[N, 2] z) {
+            h = Conv <pads = [1, 1, 1, 1]> (x, k)
+            m = MatMul (h, w)
+            y = Conv (m, k2)
+            t = Gemm <transB = 1> (v, w)
+            z = MatMul (t, w2)
+        }""",
+        {"k": (8, 3, 3, 3), "w": (6, 5), "k2": (4, 8, 1, 1), "w2": (6, 2)},
+    )
+    assert proved(model) == {"h": 8}
+    assert reasons(model)["t"] == "meets an axis that can't shrink at MatMul 'm'"
+
+
 def test_dynamic_quantization_is_left_whole() -> None:
     quantized = np.random.default_rng(0).integers(-9, 9, (8, 5)).astype(np.int8)
     model = dense(
