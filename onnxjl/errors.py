@@ -21,6 +21,10 @@ class UnsupportedOperator(OnnxjlError):  # noqa: N818 - the name that users see 
     """An operator (or this version of it) has no implementation where one is needed."""
 
 
+class JuliaError(OnnxjlError):
+    """Julia can't be found or started, lacks a package, or failed; the message names the node."""
+
+
 class BudgetError(OnnxjlError):
     """The budget can't be met, or the request would change nothing."""
 

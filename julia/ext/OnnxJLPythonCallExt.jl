@@ -1,0 +1,102 @@
+module OnnxJLPythonCallExt
+
+using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, UnsupportedOperator
+using PythonCall
+
+# An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
+
+"A Julia array of its own, of an array of NumPy's in Fortran's order."
+function ownarray(x)
+    view = PyArray(x; copy=false)
+    own = Array{eltype(view)}(undef, size(view))
+    # Byte by byte: what is mapped from a file need not be aligned.
+    GC.@preserve view own unsafe_copyto!(
+        Ptr{UInt8}(pointer(own)), Ptr{UInt8}(pointer(view)), sizeof(own)
+    )
+    return own
+end
+
+"The same bytes as a transposed NumPy array."
+numpyarray(x::AbstractArray) = Py(convert(Array, x)).to_numpy()
+
+texts(x) = pyconvert(Vector{String}, x)
+
+function OnnxJL.receive(nodes, tensors, inputs, outputs, opsets, trainable)
+    made = Node[Node(node) for node in Py(nodes)]
+    arrays = Dict{String,AbstractArray}()
+    for (name, x) in Py(tensors)
+        arrays[pyconvert(String, name)] = ownarray(x)
+    end
+    network = Network(
+        made, arrays, texts(inputs), texts(outputs), pyconvert(Dict{String,Int}, opsets),
+        Set(texts(trainable)),
+    )
+    return FluxGraph(network; own=true)
+end
+
+function OnnxJL.Node(node::Py)
+    name, operator, domain, inputs, outputs, attributes = node
+    found = Dict{Symbol,Any}(
+        Symbol(pyconvert(String, k)) => value(attributes[k]) for k in attributes
+    )
+    return Node(
+        pyconvert(String, name),
+        pyconvert(String, operator),
+        pyconvert(String, domain),
+        texts(inputs),
+        texts(outputs),
+        found,
+    )
+end
+
+"An attribute's value."
+function value(x::Py)
+    pyisinstance(x, pybuiltins.int) && return pyconvert(Int, x)
+    pyisinstance(x, pybuiltins.float) && return pyconvert(Float32, x)
+    pyisinstance(x, pybuiltins.str) && return pyconvert(String, x)
+    pyisinstance(x, pybuiltins.list) || return ownarray(x)
+    length(x) == 0 && return Int64[]
+    kind = typeof(value(x[0]))
+    return pyconvert(Vector{kind}, x)
+end
+
+plain(x::Union{Integer,AbstractFloat,AbstractString}) = Py(x)
+plain(x::AbstractVector) = pylist(map(plain, x))
+
+function OnnxJL.deliver(graph::FluxGraph)
+    network = OnnxJL.network(graph)
+    nodes = pylist(map(network.nodes) do node
+        edited = pydict(string(k) => plain(node.attributes[k]) for k in node.edited)
+        pytuple((
+            node.name, node.operator, node.domain, pylist(node.inputs), pylist(node.outputs), edited
+        ))
+    end)
+    tensors = pydict(name => numpyarray(x) for (name, x) in network.tensors)
+    return pytuple((nodes, tensors))
+end
+
+function OnnxJL.run(graph, inputs)
+    y = graph((ownarray(x) for x in Py(inputs))...)
+    return pylist(map(numpyarray, y isa Tuple ? collect(Any, y) : Any[y]))
+end
+
+function OnnxJL.edits(plan)
+    plan = Py(plan)
+    kept = Dict(
+        pyconvert(String, name) => Dict(
+            pyconvert(Int, axis) => pyconvert(Vector{Int}, axes[axis].tolist()) for axis in axes
+        ) for (name, axes) in plan.kept.items()
+    )
+    attributes = Dict(
+        pyconvert(String, node) => Dict{Symbol,Any}(
+            Symbol(pyconvert(String, k)) => value(values[k]) for k in values
+        ) for (node, values) in plan.attributes.items()
+    )
+    constants = Dict{String,AbstractArray}(
+        pyconvert(String, name) => ownarray(x.T) for (name, x) in plan.constants.items()
+    )
+    removed = texts(pylist(plan.removed_nodes))
+    return Edits(; kept, attributes, constants, removed_nodes=removed)
+end
+
+end

@@ -1,0 +1,27 @@
+"""
+    OnnxJL
+
+ONNX networks as Flux layers, for pruning experiments.
+
+[`FluxGraph`](@ref) is the network; [`load`](@ref) reads one (through PythonCall), [`prune`](@ref)
+makes it smaller and [`save`](@ref) writes it.
+"""
+module OnnxJL
+
+export FluxGraph, Network, Node, UnsupportedOperator, network, prune, gradients
+
+include("network.jl")
+include("operators.jl")
+using .Operators: Operators, UnsupportedOperator
+include("binding.jl")
+include("layers.jl")
+include("program.jl")
+include("graph.jl")
+include("gradient.jl")
+include("import.jl")
+include("export.jl")
+include("plan.jl")
+include("show.jl")
+include("python.jl")
+
+end

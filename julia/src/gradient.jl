@@ -1,0 +1,106 @@
+# One gradient rule for the whole graph: each layer's own, forward and then back. Compilation grows
+# with the number of kinds of layers, not with their number.
+
+using ChainRulesCore: ChainRulesCore, RuleConfig, HasReverseMode, AbstractZero, Tangent,
+    ZeroTangent, unthunk
+using Zygote: Zygote
+
+apply(layer, inputs...) = layer(inputs...)
+
+"Whether a gradient can reach a value."
+isreal(x) = x isa AbstractArray{<:AbstractFloat}
+
+"Whether a layer may have parameters."
+parametric(layer) = true
+parametric(::Union{Call,MaxPool,MeanPool,GlobalMeanPool,GlobalMaxPool}) = false
+
+"""
+    pullback(layer, inputs)
+
+A layer's output and the function from its gradient to those of the layer and of the inputs.
+"""
+pullback(layer, inputs) = Zygote.pullback(apply, layer, inputs...)
+
+function pullback(call::Call, inputs)
+    y, back = Zygote.pullback(call, inputs...)
+    return y, Δ -> (nothing, something(back(Δ), ntuple(Returns(nothing), length(inputs)))...)
+end
+
+"The same for a list of gradients, one for each output that the node names."
+listed(back, y) = Δs -> back(only(Δs))
+listed(back, y::Tuple) = Δs -> back(ntuple(i -> get(Δs, i, nothing), length(y)))
+
+function ChainRulesCore.rrule(::RuleConfig{>:HasReverseMode}, graph::FluxGraph, inputs...)
+    program = graph.program
+    values = start(graph, inputs)
+    active = falses(length(values))
+    active[program.parameters] .= true
+    active[program.inputs] .= isreal.(inputs)
+    backs = Vector{Any}(nothing, length(graph.layers))
+    for (i, (layer, step)) in enumerate(zip(graph.layers, program.steps))
+        arguments = map(slot -> read(values, slot), step.inputs)
+        reached = parametric(layer) || any(slot -> slot != 0 && active[slot], step.inputs)
+        if reached && differentiable(layer)
+            y, back = located(() -> pullback(layer, arguments), step, arguments)
+            store!(values, step, y)
+            backs[i] = listed(back, y)
+            for slot in step.outputs
+                slot == 0 || (active[slot] = isreal(values[slot]))
+            end
+        else
+            store!(values, step, located(() -> layer(arguments...), step, arguments))
+        end
+        values[step.dead] .= nothing
+    end
+    return finish(graph, values), Δ -> walkback(graph, backs, active, unthunk(Δ))
+end
+
+"The gradients of the graph and of its inputs, from the outputs' and the layers' pullbacks."
+function walkback(graph::FluxGraph, backs, active, Δ)
+    program = graph.program
+    gradients = Vector{Any}(nothing, length(program.values))
+    several = length(program.outputs) > 1
+    for (i, slot) in enumerate(program.outputs)
+        add!(gradients, slot, several ? Δ[i] : Δ)
+    end
+    layers = Vector{Any}(nothing, length(graph.layers))
+    for i in length(graph.layers):-1:1
+        step, back = program.steps[i], backs[i]
+        backs[i] = nothing
+        found = map(slot -> read(gradients, slot), step.outputs)
+        gradients[filter(!=(0), step.outputs)] .= nothing
+        (back === nothing || all(isnothing, found)) && continue
+        layers[i], arguments... = located(() -> back(found), step, found)
+        for (slot, gradient) in zip(step.inputs, arguments)
+            slot != 0 && active[slot] && add!(gradients, slot, gradient)
+        end
+    end
+    tangent = Tangent{FluxGraph}(; layers, parameters=gradients[program.parameters])
+    return tangent, map(slot -> something(gradients[slot], ZeroTangent()), program.inputs)...
+end
+
+add!(gradients, slot, Δ) = gradients[slot] = Zygote.accum(gradients[slot], Δ)
+add!(gradients, slot, ::Union{Nothing,AbstractZero}) = nothing
+
+"""
+    gradients(graph, gradient)
+
+The gradient of each trainable tensor by its ONNX name, with ONNX's dimensions reversed, from the
+gradient of the graph that `Flux.gradient` gives.
+"""
+function gradients(graph::FluxGraph, gradient)
+    found = Dict{String,AbstractArray}()
+    gradient === nothing && return found
+    function put(name, Δ)
+        Δ isa AbstractArray || return
+        found[name] = haskey(found, name) ? found[name] .+ Δ : Δ
+    end
+    for (slot, Δ) in zip(graph.program.parameters, something(gradient.parameters, ()))
+        put(graph.program.values[slot], Δ)
+    end
+    for (step, Δ) in zip(graph.program.steps, something(gradient.layers, ())), b in step.bindings
+        x = follow(Δ, b.field.path)
+        x isa AbstractArray && put(b.tensor, unbind(b.field.form, x))
+    end
+    return found
+end

@@ -1,0 +1,69 @@
+"""
+    Edits(; kept, attributes, constants, removed_nodes)
+
+What a plan does: for the tensors named in `kept`, the indices (from 0) that stay on each of ONNX's
+axes (from 0); attributes of nodes, by the node's name or first output; new values of integer
+constants; nodes that go, whose first input stands in for their output.
+"""
+Base.@kwdef struct Edits
+    kept::Dict{String,Dict{Int,Vector{Int}}} = Dict()
+    attributes::Dict{String,Dict{Symbol,Any}} = Dict()
+    constants::Dict{String,AbstractArray} = Dict()
+    removed_nodes::Vector{String} = String[]
+end
+
+"""
+    prune(graph::FluxGraph, edits::Edits) -> FluxGraph
+
+The smaller network that a plan makes; `graph` stays as it is.
+"""
+function prune(graph::FluxGraph, edits::Edits)
+    small = FluxGraph(prune(network(graph), edits); own=true)
+    for (layer, original) in paired(small, graph)
+        copymode!(layer, original)
+    end
+    return small
+end
+
+function prune(network::Network, edits::Edits)
+    # Those of a layer are its own: every array is a copy.
+    tensors = Dict{String,AbstractArray}()
+    for (name, x) in network.tensors
+        haskey(edits.kept, name) || haskey(edits.constants, name) || (tensors[name] = copy(x))
+    end
+    for (name, axes) in edits.kept
+        x = get(network.tensors, name, nothing)
+        x === nothing && throw(ArgumentError("no initializer is called '$name'"))
+        keep = Any[Colon() for _ in 1:ndims(x)]
+        for (axis, indices) in axes
+            0 <= axis < ndims(x) && all(i -> 0 <= i < size(x, ndims(x) - axis), indices) ||
+                throw(ArgumentError(string(
+                    "'", name, "' has shape ", reverse(size(x)), ": no such index on axis ", axis
+                )))
+            keep[ndims(x) - axis] = indices .+ 1
+        end
+        tensors[name] = x[keep...]
+    end
+    merge!(tensors, edits.constants)
+    standins = Dict{String,String}()
+    nodes = Node[]
+    removed = Set(edits.removed_nodes)
+    for node in network.nodes
+        node = rename(node, standins)
+        if nodename(node) in removed
+            standins[first(node.outputs)] = first(node.inputs)
+        else
+            push!(nodes, edit(node, get(edits.attributes, nodename(node), Dict{Symbol,Any}())))
+        end
+    end
+    return Network(
+        nodes, tensors, network.inputs, network.outputs, network.opsets, network.trainable
+    )
+end
+
+"Layers of the same name in two graphs."
+paired(a::FluxGraph, b::FluxGraph) =
+    ((a[name], b[name]) for name in keys(a) if haskey(b, name))
+
+copymode!(layer, original) = layer
+copymode!(layer::BatchNorm, original::BatchNorm) = (layer.active = original.active; layer)

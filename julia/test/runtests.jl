@@ -1,0 +1,12 @@
+using OnnxJL
+using OnnxJL.Operators
+using Test
+using Zygote
+
+include("gradients.jl")
+
+@testset "OnnxJL" begin
+    for file in readdir(joinpath(@__DIR__, "ops"); join=true)
+        endswith(file, ".jl") && @testset "$(basename(file))" include(file)
+    end
+end

@@ -1,0 +1,216 @@
+"""FluxModel: a network as Flux layers in Julia, with a handle in Python.
+
+The only module that imports juliacall, and only when a model is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxjl import handover
+from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
+from onnxjl.graph import Graph
+from onnxjl.inputs import graph_inputs
+from onnxjl.load import Source, load
+from onnxjl.normalize import normalize
+from onnxjl.plan import Plan
+
+_started: Any = None
+
+
+def julia() -> Any:
+    """Return the Julia module OnnxJL; the first call starts Julia.
+
+    Raises
+    ------
+    JuliaError : Julia, or a package that OnnxJL needs, isn't there or can't be loaded.
+    """
+    global _started
+    if _started is None:
+        _started = _start()
+    return _started
+
+
+def _start() -> Any:
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
+    try:
+        import juliacall
+    except Exception as error:
+        raise JuliaError(f"Julia can't be started: {error}") from error
+    main = juliacall.Main
+    folder = str(Path(__file__).with_name("julia").resolve())
+    with _as_julia_error():
+        # At the end: a package finds its dependencies only in environments before its own.
+        if folder not in main.LOAD_PATH:
+            main.push_b(main.LOAD_PATH, folder)
+        main.Base.require(main, main.Symbol("PythonCall"))
+        return main.Base.require(main, main.Symbol("OnnxJL"))
+
+
+@contextlib.contextmanager
+def _as_julia_error() -> Iterator[None]:
+    """Turn an error in Julia into one of ours: one line, with the cause chained."""
+    import juliacall
+
+    try:
+        yield
+    except juliacall.JuliaError as error:
+        if _started is None:
+            raise JuliaError(f"Julia can't load OnnxJL: {_first_line(str(error))}") from error
+        kind, text = _started.explain(error.exception)
+        if kind == "unsupported":
+            raise UnsupportedOperator(text) from error
+        raise JuliaError(_first_line(text)) from error
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+class FluxModel:
+    """A network as Flux layers in Julia.
+
+    Parameters
+    ----------
+    graph : the normalized graph that the layers were made of, with the plan that led to it.
+    julia : the Julia object, an ``OnnxJL.FluxGraph``.
+    """
+
+    def __init__(self, graph: Graph, julia: Any) -> None:
+        self.graph = graph
+        self.julia = julia
+        self._inputs = [value.name or "" for value in graph_inputs(graph)]
+        self._outputs = [value.name or "" for value in graph.model.graph.outputs]
+
+    @property
+    def plan(self) -> Plan | None:
+        """The edits that led from `source` to this network, if it was pruned."""
+        return self.graph.plan
+
+    @property
+    def source(self) -> Graph | None:
+        """The normalized graph that `plan` refers to, if the network was pruned."""
+        return self.graph.source
+
+    def __call__(
+        self, inputs: np.ndarray | Mapping[str, np.ndarray]
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """Run the network.
+
+        Parameters
+        ----------
+        inputs : an array for a network with one input, else a dict by input name; ONNX's layout.
+
+        Returns
+        -------
+        An array for a network with one output, else a dict by output name.
+
+        Raises
+        ------
+        DataError : the inputs aren't the network's.
+        JuliaError : a layer can't take what it gets.
+        """
+        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+        with _as_julia_error():
+            outputs = [np.asarray(y).T for y in julia().run(self.julia, arrays)]
+        if len(outputs) == 1:
+            return outputs[0]
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def _ordered(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if not isinstance(inputs, Mapping):
+            if len(self._inputs) != 1:
+                raise DataError(
+                    f"the network has {len(self._inputs)} inputs ({', '.join(self._inputs)}); give "
+                    "a dict by input name"
+                )
+            inputs = {self._inputs[0]: inputs}
+        if set(inputs) != set(self._inputs):
+            raise DataError(
+                f"expected the inputs {', '.join(self._inputs)}, came {', '.join(inputs)}"
+            )
+        return [inputs[name] for name in self._inputs]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a layer, by the prefix of its weight, or its node's or output's name."""
+        if not julia().haskey(self.julia, name):
+            raise KeyError(name)
+        return julia().getindex(self.julia, name)
+
+    def __repr__(self) -> str:
+        """Show the network as Flux does."""
+        return str(julia().text(self.julia))
+
+    def to_graph(self) -> Graph:
+        """Return the network as an ONNX graph: what its layers say now."""
+        with _as_julia_error():
+            plain, arrays = julia().deliver(self.julia)
+        graph = handover.to_graph(
+            self.graph,
+            plain,
+            {str(name): np.array(x.T, order="C") for name, x in arrays.items()},
+        )
+        return replace(graph, plan=self.plan, source=self.source)
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write the network to a file, checked; see `onnxjl.save`."""
+        from onnxjl.save import save
+
+        return save(self.to_graph(), path, **options)
+
+
+def to_flux(model: Source, **options: Any) -> FluxModel:
+    """Return a network as Flux layers; the first call starts Julia.
+
+    Parameters
+    ----------
+    model : whatever `onnxjl.load` takes; normalized if it isn't.
+    options : as for `onnxjl.load`.
+
+    Raises
+    ------
+    UnsupportedOperator : a node has an operator or an attribute that isn't there; names it.
+    JuliaError : Julia, or what it needs, isn't there.
+    """
+    graph = normalize(load(model, **options))
+    plain = handover.nodes(graph.model.graph)
+    bridge = julia()
+    with _as_julia_error():
+        handle = bridge.receive(
+            plain,
+            handover.tensors(graph),
+            [value.name for value in graph_inputs(graph)],
+            [value.name for value in graph.model.graph.outputs],
+            dict(graph.model.opset_imports),
+            handover.trainable(graph),
+        )
+    return FluxModel(graph, handle)
+
+
+def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
+    """Return the smaller model that a plan makes.
+
+    Parameters
+    ----------
+    model : the model that the plan was made for.
+    plan : the edits of this round alone.
+    small : what the same plan makes of the model as a graph.
+    """
+    bridge = julia()
+    with _as_julia_error():
+        handle = bridge.prune(model.julia, bridge.edits(plan))
+    return FluxModel(small, handle)
+
+
+def require_flux(model: Any) -> FluxModel:
+    """Return a Flux model, or say that one is needed."""
+    if not isinstance(model, FluxModel):
+        raise UsageError("this needs a Flux model: onnxjl.to_flux(model)")
+    return model

@@ -1,0 +1,177 @@
+"""Handover: a graph as plain values for Julia, and what Julia says of it as a graph again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnxjl.errors import UnsupportedOperator
+from onnxjl.graph import FLOATING, Graph, node_name
+
+PlainNode = tuple[str, str, str, list[str], list[str], dict[str, Any]]
+"""Name, operator, domain, inputs, outputs (absent ones are empty), attributes."""
+
+
+def nodes(graph: ir.Graph) -> list[PlainNode]:
+    """Return a graph's nodes as plain values.
+
+    Raises
+    ------
+    UnsupportedOperator : a node has an attribute of a type that the Flux engine doesn't know.
+    """
+    return [
+        (
+            node.name or "",
+            node.op_type,
+            node.domain,
+            _names(node.inputs),
+            _names(node.outputs),
+            {key: _plain(node, attribute) for key, attribute in node.attributes.items()},
+        )
+        for node in graph
+    ]
+
+
+def tensors(graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the initializers, one at a time, with their axes reversed: as Julia has them.
+
+    What is in external data leaves memory again before the next.
+
+    Raises
+    ------
+    UnsupportedOperator : a tensor has a type that the Flux engine doesn't know.
+    """
+    for name in graph.model.graph.initializers:
+        array = graph.weight(name)
+        if array.dtype.kind not in "biuf":
+            raise UnsupportedOperator(
+                f"initializer '{name}' holds {array.dtype}: the Flux engine has 16, 32 and 64-bit "
+                "floats, integers and booleans; convert the model"
+            )
+        yield name, np.asarray(array, order="C").T
+        del array
+        graph.unmap(name)
+
+
+def trainable(graph: Graph) -> list[str]:
+    """Return the initializers that training may change: floating, of more than one element."""
+    return [
+        name
+        for name, value in graph.model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype in FLOATING
+        and value.const_value.size > 1
+    ]
+
+
+def to_graph(
+    like: Graph, plain: Iterable[Sequence[Any]], arrays: Mapping[str, np.ndarray]
+) -> Graph:
+    """Return the graph that nodes and tensors from Julia make.
+
+    Parameters
+    ----------
+    like : the graph that they came from. Inputs, outputs and metadata are its, and so are nodes
+        but for what differs.
+    plain : nodes as `nodes` gives them, with only those attributes that differ from `like`'s.
+    arrays : initializer name -> array in ONNX's layout.
+    """
+    before = like.model.graph
+    known = {value.name: value for node in before for value in node.outputs}
+    originals = {node.outputs[0].name: node for node in before}
+    values: dict[str, ir.Value] = {value.name or "": _value(value) for value in before.inputs}
+    for name, array in arrays.items():
+        original = before.initializers.get(name)
+        if name not in values:
+            values[name] = ir.Value(name=name) if original is None else _value(original)
+        value = values[name]
+        tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+        value.const_value, value.shape = tensor, tensor.shape
+        value.type = ir.TensorType(tensor.dtype)
+    made = []
+    for name, operator, domain, inputs, outputs, edited in plain:
+        for output in outputs:
+            values[output] = _value(known[output]) if output in known else ir.Value(name=output)
+        original_node = originals.get(outputs[0])
+        same = original_node is not None and original_node.op_type == operator
+        attributes = dict(original_node.attributes.data) if same and original_node else {}
+        for key, setting in edited.items():
+            attributes[key] = ir.convenience.convert_attribute(key, setting)
+        made.append(
+            ir.Node(
+                domain,
+                operator,
+                [values[i] if i else None for i in inputs],
+                attributes.values(),
+                outputs=[values[o] for o in outputs],
+                name=name,
+                doc_string=original_node.doc_string if same and original_node else None,
+                metadata_props=dict(original_node.metadata_props) if same and original_node else {},
+            )
+        )
+    result = ir.Graph(
+        [values[v.name or ""] for v in before.inputs],
+        [values[v.name or ""] for v in before.outputs],
+        nodes=made,
+        initializers=[values[name] for name in _order(before, arrays)],
+        doc_string=before.doc_string,
+        opset_imports=dict(before.opset_imports),
+        name=before.name,
+        metadata_props=dict(before.metadata_props),
+    )
+    model = ir.Model(
+        result,
+        ir_version=like.model.ir_version,
+        producer_name=like.model.producer_name,
+        producer_version=like.model.producer_version,
+        domain=like.model.domain,
+        model_version=like.model.model_version,
+        doc_string=like.model.doc_string,
+        metadata_props=dict(like.model.metadata_props),
+    )
+    if any(value.shape is None for node in result for value in node.outputs):
+        ShapeInferencePass()(model)
+    return replace(like, model=model, plan=None, source=None)
+
+
+def _order(before: ir.Graph, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the arrays: the graph's in its order, then new ones."""
+    return [n for n in before.initializers if n in arrays] + [
+        n for n in arrays if n not in before.initializers
+    ]
+
+
+def _names(values: Sequence[ir.Value | None]) -> list[str]:
+    return ["" if value is None else value.name or "" for value in values]
+
+
+def _value(value: ir.Value) -> ir.Value:
+    return ir.Value(
+        name=value.name,
+        type=value.type,
+        shape=None if value.shape is None else value.shape.copy(),
+        doc_string=value.doc_string,
+        metadata_props=dict(value.metadata_props),
+    )
+
+
+def _plain(node: ir.Node, attribute: ir.Attr) -> Any:
+    """An attribute's value as Julia takes it: a number, text, a list of these, or an array."""
+    kind = ir.AttributeType
+    match attribute.type:
+        case kind.INT | kind.FLOAT | kind.STRING:
+            return attribute.value
+        case kind.INTS | kind.FLOATS | kind.STRINGS:
+            return list(attribute.value)
+        case kind.TENSOR:
+            return np.asarray(attribute.as_tensor().numpy(), order="C").T
+        case _:
+            raise UnsupportedOperator(
+                f"node '{node_name(node)}' ({node.op_type}): the Flux engine doesn't know its "
+                f"attribute '{attribute.name}', a {attribute.type.name.lower()}"
+            )
