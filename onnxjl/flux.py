@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from onnxjl import handover
+from onnxjl.criteria.registry import unknown
 from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
+from onnxjl.losses import evaluate
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
@@ -124,6 +126,80 @@ class FluxModel:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
 
+    def gradient(
+        self,
+        loss: Any,
+        inputs: np.ndarray | Mapping[str, np.ndarray],
+        target: np.ndarray | None = None,
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Return a loss, and its gradient with respect to every trainable weight.
+
+        Parameters
+        ----------
+        loss : a name (see `losses`); a Julia function ``f(outputs..., target)`` of arrays with
+            axes reversed; or a Python function ``f(output, target)`` that returns the loss and its
+            gradient with respect to the output, both NumPy, or takes and returns PyTorch tensors.
+            For several outputs, `output` is a dict by name, and so is the gradient.
+        inputs : as for a call.
+        target : labels, as (samples,) integers from 0, or what the loss wants; ONNX's layout.
+
+        Returns
+        -------
+        The loss, and initializer name -> gradient of the weight's shape, in ONNX's layout.
+
+        Raises
+        ------
+        UsageError : there is no such loss, or it returned something else.
+        DataError, JuliaError : as for a call.
+        """
+        value, tree = self.backward(loss, inputs, target)
+        with _as_julia_error():
+            found = julia().namedgradients(self.julia, tree)
+            return value, {str(k): np.array(v.T, order="C") for k, v in found.items()}
+
+    def backward(
+        self,
+        loss: Any,
+        inputs: np.ndarray | Mapping[str, np.ndarray],
+        target: np.ndarray | None = None,
+    ) -> tuple[float, Any]:
+        """Return a loss, and its gradient as a Julia object, as Flux and Optimisers use it.
+
+        Parameters are those of `gradient`.
+        """
+        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+        wanted = None if target is None else np.asarray(target, order="C").T
+        bridge = julia()
+        with _as_julia_error():
+            passed = bridge.forward(self.julia, arrays)
+            if isinstance(loss, str) or _is_julia(loss):
+                value, deltas = bridge.measure(self._loss(loss), passed, wanted)
+            else:
+                value, deltas = self._python_loss(loss, passed, target)
+            return float(value), bridge.backward(passed, deltas)
+
+    def _loss(self, loss: Any) -> Any:
+        if isinstance(loss, str) and loss not in julia().LOSSES:
+            raise UsageError(unknown("loss", loss, sorted(map(str, julia().LOSSES))))
+        return loss
+
+    def _python_loss(self, loss: Any, passed: Any, target: Any) -> tuple[float, list[np.ndarray]]:
+        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
+        output = arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+        value, gradients = evaluate(loss, output, target)
+        if not isinstance(gradients, Mapping):
+            gradients = {self._outputs[0]: gradients}
+        deltas = []
+        for name, y in zip(self._outputs, arrays, strict=True):
+            given = np.asarray(gradients.get(name, np.zeros_like(y)), dtype=y.dtype, order="C")
+            if given.shape != y.shape:
+                raise UsageError(
+                    f"the loss's gradient for output '{name}' has shape {given.shape}, not "
+                    f"{y.shape}"
+                )
+            deltas.append(given.T)
+        return value, deltas
+
     def _ordered(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if not isinstance(inputs, Mapping):
             if len(self._inputs) != 1:
@@ -209,8 +285,6 @@ def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
     return FluxModel(small, handle)
 
 
-def require_flux(model: Any) -> FluxModel:
-    """Return a Flux model, or say that one is needed."""
-    if not isinstance(model, FluxModel):
-        raise UsageError("this needs a Flux model: onnxjl.to_flux(model)")
-    return model
+def _is_julia(value: Any) -> bool:
+    """Return whether a value is an object of Julia's."""
+    return type(value).__module__.startswith("juliacall")

@@ -1,6 +1,6 @@
 module OnnxJLPythonCallExt
 
-using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, UnsupportedOperator
+using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator
 using PythonCall
 
 # An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
@@ -79,6 +79,18 @@ function OnnxJL.run(graph, inputs)
     y = graph((ownarray(x) for x in Py(inputs))...)
     return pylist(map(numpyarray, y isa Tuple ? collect(Any, y) : Any[y]))
 end
+
+OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, [ownarray(x) for x in Py(inputs)])
+OnnxJL.outputs(pass::Pass) = pylist(map(numpyarray, collect(Any, pass.outputs)))
+OnnxJL.backward(pass::Pass, Δ::PyList) = OnnxJL.backward(pass, map(ownarray, Py(Δ)))
+
+function OnnxJL.measure(loss, pass::Pass, target)
+    f = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
+    return OnnxJL.lossgradient(f, pass, target === nothing ? nothing : ownarray(target))
+end
+
+OnnxJL.namedgradients(graph, gradient) =
+    pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
 
 function OnnxJL.edits(plan)
     plan = Py(plan)

@@ -98,7 +98,9 @@ function gradients(graph::FluxGraph, gradient)
     for (slot, Δ) in zip(graph.program.parameters, something(gradient.parameters, ()))
         put(graph.program.values[slot], Δ)
     end
-    for (step, Δ) in zip(graph.program.steps, something(gradient.layers, ())), b in step.bindings
+    steps = zip(graph.layers, graph.program.steps, something(gradient.layers, ()))
+    for (layer, step, Δ) in steps, b in step.bindings
+        haskey(Flux.Optimisers.trainable(layer), first(b.field.path)) || continue
         x = follow(Δ, b.field.path)
         x isa AbstractArray && put(b.tensor, unbind(b.field.form, x))
     end

@@ -44,6 +44,34 @@ Run a network on NumPy arrays.
 function run end
 
 """
+    forward(graph, inputs) -> Pass
+
+A forward pass on NumPy arrays, to go back.
+"""
+function forward end
+
+"""
+    outputs(pass)
+
+The outputs of a pass, as NumPy arrays.
+"""
+function outputs end
+
+"""
+    measure(loss, pass, target) -> value, gradients
+
+A loss (its name, or a Julia function), and its gradients with respect to the outputs.
+"""
+function measure end
+
+"""
+    namedgradients(graph, gradient)
+
+The gradient of each trainable tensor, by name, as NumPy arrays.
+"""
+function namedgradients end
+
+"""
     edits(plan) -> Edits
 
 A plan as Python has it.

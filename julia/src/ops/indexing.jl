@@ -13,10 +13,22 @@ abstract type AxisMap end
 
 `x` after each of `maps` in turn.
 """
-mapped(maps, x) = foldl((y, map) -> along(map, y), maps; init=x)
+function mapped(maps, x)
+    for map in maps
+        x = along(map, x)
+    end
+    return x
+end
+
+function mappedback(maps, dy)
+    for map in Iterators.reverse(maps)
+        dy = against(map, dy)
+    end
+    return dy
+end
 
 function ChainRulesCore.rrule(::typeof(mapped), maps, x)
-    back(dy) = (NoTangent(), NoTangent(), foldr(against, maps; init=unthunk(dy)))
+    back(dy) = (NoTangent(), NoTangent(), mappedback(maps, unthunk(dy)))
     constant(dy) = (NoTangent(), NoTangent(), NoTangent())
     return mapped(maps, x), eltype(x) <: Integer ? constant : back
 end
@@ -63,6 +75,7 @@ function against(map::Selection, dy)
 end
 
 function addat!(x::Array, y, index)
+    size(x, 1) == 1 && return addat!(leadless(x), leadless(y), index)
     for r in axes(y, 3), (j, i) in enumerate(index)
         @inbounds @simd for l in axes(y, 1)
             x[l, i, r] += y[l, j, r]
@@ -70,6 +83,20 @@ function addat!(x::Array, y, index)
     end
     return x
 end
+
+function addat!(x::Matrix, y, index)
+    for r in axes(y, 2), (j, i) in enumerate(index)
+        @inbounds x[i, r] += y[j, r]
+    end
+    return x
+end
+
+"""
+    leadless(x)
+
+A three-dimensional `x` without its first dimension, which is 1: loops over it cost more than they do.
+"""
+leadless(x) = reshape(x, size(x, 2), size(x, 3))
 
 function addat!(x, y, index)
     positions = copyto!(similar(x, Int, length(index)), index)
@@ -293,8 +320,10 @@ end
     d = dimension(axis, X)
     count = k === nothing ? Int(only(K)) : k
     index = ranking(X, d, count, largest == 1)
-    return selected(X, rankedpositions(X, d, index)), index .- 1
+    return selected(X, rankedpositions(X, d, index)), fromzero(index)
 end
+
+fromzero(index) = index .- 1
 
 """
     ranking(x, d, count, largest)
@@ -306,14 +335,16 @@ function ranking(x, d, count, largest)
     count <= size(x, d) || throw(ArgumentError("k=$count exceeds $(size(x, d)) elements"))
     x3 = folded(x, d)
     index = Array{Int}(undef, size(x3, 1), count, size(x3, 3))
+    keys, order = similar(x, size(x, d)), collect(1:size(x, d))
     count > 0 && for r in axes(x3, 3), l in axes(x3, 1)
-        entries = view(x3, l, :, r)
-        index[l, :, r] = partialsortperm(entries, 1:count; by=unsignedzero, rev=largest)
+        map!(unsignedzero, keys, view(x3, l, :, r))
+        index[l, :, r] = partialsortperm!(order, keys, 1:count; rev=largest)
     end
     return reshape(index, resized(x, d, count))
 end
 
 unsignedzero(x) = x + zero(x)
+unsignedzero(x::Bool) = x
 
 function rankedpositions(x, d, index)
     linear = LinearIndices(x)
@@ -351,7 +382,8 @@ end
     axis === nothing && return Unique(vec(X); axis=0, sorted)
     d = dimension(axis, X)
     index, inverse, counts = occurrences(X, d, sorted == 1)
-    return mapped([Selection(d, size(X, d), index)], X), index .- 1, inverse .- 1, counts
+    y = mapped([Selection(d, size(X, d), index)], X)
+    return y, fromzero(index), fromzero(inverse), counts
 end
 
 """
@@ -385,6 +417,7 @@ end
 @non_differentiable cacheindices(::Any...)
 @non_differentiable combination(::Any...)
 @non_differentiable sliceranges(::Any...)
+@non_differentiable fromzero(::Any...)
 @non_differentiable ranking(::Any...)
 @non_differentiable rankedpositions(::Any...)
 @non_differentiable hotness(::Any...)

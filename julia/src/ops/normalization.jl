@@ -188,6 +188,6 @@ nonzero(x) = ifelse(iszero(x), one(x), x)
     dims = Tuple(dimension(axis, X) for axis in axes)
     x = widefloat(X)
     difference = x .- mean(x; dims)
-    deviation = lproot.(mean(abs2.(difference); dims), 2)
+    deviation = lproots(mean(abs2.(difference); dims), 2)
     return narrowto(X, difference ./ (deviation .+ eltype(x)(1e-9)))
 end

@@ -265,15 +265,21 @@ likearray(x, values) = copyto!(similar(x, size(values)), convert(Array{eltype(x)
 @non_differentiable windowcounts(::Any...)
 @non_differentiable likearray(::Any...)
 
-"""
-    lproot(s, p)
-
-`s^(1/p)`, whose derivative at 0 is finite so that a sum of no power has no gradient.
-"""
-lproot(s, p) = ifelse(iszero(s), s, p == 2 ? sqrt(s) : s^(one(s) / p))
-
 lppower(x, p) = p == 1 ? abs.(x) : p == 2 ? abs2.(x) : abs.(x) .^ p
-lproots(s, p) = p == 1 ? s : lproot.(s, p)
+
+"""
+    lproots(s, p)
+
+`s .^ (1 / p)`, where a sum that is zero has no gradient.
+"""
+lproots(s, p) = p == 1 ? s : p == 2 ? sqrt.(s) : s .^ (one(eltype(s)) / p)
+
+function ChainRulesCore.rrule(::typeof(lproots), s, p)
+    y = lproots(s, p)
+    slope(y, s) = iszero(s) ? zero(y) : y / (p * s)
+    lproots_pullback(dy) = (NoTangent(), unthunk(dy) .* slope.(y, s), NoTangent())
+    return y, lproots_pullback
+end
 
 @operator function LpPool(X; auto_pad="NOTSET", ceil_mode=0, dilations=nothing, kernel_shape,
                           p=2, pads=nothing, strides=nothing)

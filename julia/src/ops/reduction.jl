@@ -23,6 +23,7 @@ for (operator, f) in REDUCTIONS
     @eval @operator function $operator(
         data, along=nothing; axes=nothing, keepdims=1, noop_with_empty_axes=0
     )
+        ndims(data) == 0 && return reshape(reduced($f, reshape(data, 1), [1], true), ())
         dims = reduceddims(data, along === nothing ? axes : along, noop_with_empty_axes != 0)
         return reduced($f, data, dims, keepdims != 0)
     end

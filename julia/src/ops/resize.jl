@@ -47,9 +47,9 @@ taken away where negative.
 function framed(x, before, after, value)
     isempty(value) && return framed(x, before, after, 0)
     target, source = frameranges(size(x), before, after)
-    y = similar(x, Tuple(size(x) .+ before .+ after))
+    y = similar(x, ntuple(d -> size(x, d) + before[d] + after[d], ndims(x)))
     fill!(y, convert(eltype(x), only(value)))
-    y[target...] = view(x, source...)
+    view(y, target...) .= view(x, source...)
     return y
 end
 
@@ -60,7 +60,7 @@ function ChainRulesCore.rrule(::typeof(framed), x, before, after, value)
         dy = unthunk(cotangent)
         target, source = frameranges(dims, before, after)
         dx = fill!(similar(dy, dims), 0)
-        dx[source...] = view(dy, target...)
+        view(dx, source...) .= view(dy, target...)
         dvalue = NoTangent()
         if value isa AbstractArray && length(value) == 1
             dvalue = fill!(similar(dy, size(value)), sum(dy) - sum(dx))
@@ -105,6 +105,7 @@ function against(map::Interpolation, dy::Array)
 end
 
 function gatherweighted!(y, x, index, weight)
+    size(y, 1) == 1 && return gatherrows!(leadless(y), leadless(x), index, weight)
     for r in axes(y, 3), j in axes(y, 2), k in axes(index, 1)
         i, w = index[k, j], weight[k, j]
         iszero(w) && continue
@@ -114,12 +115,30 @@ function gatherweighted!(y, x, index, weight)
     end
 end
 
+function gatherrows!(y, x, index, weight)
+    for r in axes(y, 2), j in axes(y, 1)
+        total = zero(eltype(y))
+        for k in axes(index, 1)
+            w = weight[k, j]
+            iszero(w) || (total += w * x[index[k, j], r])
+        end
+        y[j, r] = total
+    end
+end
+
 function scatterweighted!(x, y, index, weight)
+    size(x, 1) == 1 && return scatterrows!(leadless(x), leadless(y), index, weight)
     for r in axes(y, 3), j in axes(y, 2), k in axes(index, 1)
         i, w = index[k, j], weight[k, j]
         @inbounds @simd for l in axes(y, 1)
             x[l, i, r] += w * y[l, j, r]
         end
+    end
+end
+
+function scatterrows!(x, y, index, weight)
+    for r in axes(y, 2), j in axes(y, 1), k in axes(index, 1)
+        x[index[k, j], r] += weight[k, j] * y[j, r]
     end
 end
 
@@ -155,9 +174,8 @@ end
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     region = crop ? roi : nothing
     target = resizetarget(size(X), region, scales, sizes, axes, keep_aspect_ratio_policy)
-    method = (;
-        mode, nearest_mode, coordinates=coordinate_transformation_mode, a=cubic_coeff_a,
-        antialias=antialias == 1, exclude=exclude_outside == 1,
+    method = resizemethod(
+        mode, nearest_mode, coordinate_transformation_mode, cubic_coeff_a, antialias, exclude_outside
     )
     y = mapped(resizing(X, target, method), X)
     crop || return y
@@ -169,12 +187,24 @@ end
 end
 
 function upsampled(x, scales, mode)
-    method = (;
-        mode=mode == "bilinear" ? "linear" : mode, nearest_mode="simple",
-        coordinates="asymmetric", a=-0.75f0, antialias=false, exclude=false,
-    )
+    kind = mode == "bilinear" ? "linear" : mode
+    method = resizemethod(kind, "simple", "asymmetric", -0.75f0, 0, 0)
     target = resizetarget(size(x), nothing, scales, nothing, nothing, "stretch")
     return mapped(resizing(x, target, method), x)
+end
+
+function resizemethod(mode, nearest_mode, coordinates, a, antialias, exclude_outside)
+    mode in ("nearest", "linear", "cubic") || unsupported("mode ", mode)
+    nearest_mode in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple") ||
+        unsupported("nearest_mode ", nearest_mode)
+    coordinates in (
+        "half_pixel", "asymmetric", "tf_half_pixel_for_nn", "half_pixel_symmetric",
+        "pytorch_half_pixel", "align_corners", "tf_crop_and_resize",
+    ) || unsupported("coordinate_transformation_mode ", coordinates)
+    return (;
+        mode, nearest_mode, coordinates, a=Float64(a), antialias=antialias == 1,
+        exclude=exclude_outside == 1,
+    )
 end
 
 """
@@ -229,25 +259,27 @@ looked for in single precision, as other runtimes do, so that ties fall alike.
 """
 function sourcecoordinates(n, target, method)
     T = method.mode == "nearest" ? Float32 : Float64
-    mode, count, scale = method.coordinates, target.length, T(target.scale)
-    x = collect(zero(T):(count - 1))
+    scale, start, stop = T(target.scale), T(target.start), T(target.stop)
+    count = target.length
+    return T[
+        sourcecoordinate(T(x), n, count, scale, start, stop, method.coordinates) for
+        x in 0:(count - 1)
+    ]
+end
+
+function sourcecoordinate(x::T, n, count, scale::T, start::T, stop::T, mode) where {T}
     half = T(0.5)
     width = scale * n
-    mode == "half_pixel" && return (x .+ half) ./ scale .- half
-    mode == "asymmetric" && return x ./ scale
-    mode == "tf_half_pixel_for_nn" && return (x .+ half) ./ scale
-    if mode == "half_pixel_symmetric"
-        return n * half * (1 - count / width) .+ (x .+ half) ./ scale .- half
-    elseif mode == "pytorch_half_pixel"
-        return count > 1 ? (x .+ half) ./ scale .- half : zero(x)
-    elseif mode == "align_corners"
-        return width == 1 ? zero(x) : x .* (n - 1) ./ (width - 1)
-    elseif mode == "tf_crop_and_resize"
-        start, stop = T(target.start), T(target.stop)
-        count > 1 || return fill(half * (start + stop) * (n - 1), count)
-        return start * (n - 1) .+ x .* ((stop - start) * (n - 1) / (count - 1))
+    mode == "asymmetric" && return x / scale
+    mode == "tf_half_pixel_for_nn" && return (x + half) / scale
+    mode == "pytorch_half_pixel" && count == 1 && return zero(T)
+    mode == "align_corners" && return width == 1 ? zero(T) : x * (n - 1) / (width - 1)
+    if mode == "tf_crop_and_resize"
+        count > 1 || return half * (start + stop) * (n - 1)
+        return start * (n - 1) + x * ((stop - start) * (n - 1) / (count - 1))
     end
-    return unsupported("coordinate_transformation_mode ", mode)
+    offset = mode == "half_pixel_symmetric" ? n * half * (1 - count / width) : zero(T)
+    return offset + ((x + half) / scale - half)
 end
 
 function insidecrop(x, target, method)
@@ -261,21 +293,27 @@ function insidecrop(x, target, method)
 end
 
 function resampling(d, n, source, scale, method, T)
-    method.mode == "nearest" && return nearestmap(d, n, source, scale, method)
-    method.mode in ("linear", "cubic") || unsupported("mode ", method.mode)
+    method.mode == "nearest" && return nearestmap(d, n, source, scale, method.nearest_mode)
     T <: AbstractFloat || unsupported("mode ", method.mode, " for ", T)
     shrink = method.antialias ? min(scale, 1.0) : 1.0
     reach = ceil(Int, (method.mode == "linear" ? 1 : 2) / shrink)
-    index = [ceil(Int, s) - 1 + k for k in (1 - reach):reach, s in source]
-    a = Float64(method.a)
-    kernel(t) = method.mode == "linear" ? max(0.0, 1 - abs(t)) : cubicweight(t, a)
-    weight = kernel.((index .- reshape(source, 1, :)) .* shrink)
-    method.exclude && (weight[.!(0 .<= index .< n)] .= 0)
-    if method.exclude || method.antialias
-        total = sum(weight; dims=1)
-        weight ./= ifelse.(total .== 0, 1.0, total)
+    index = Matrix{Int}(undef, 2reach, length(source))
+    weight = zeros(2reach, length(source))
+    for (j, s) in enumerate(source)
+        total = 0.0
+        for k in 1:(2reach)
+            i = ceil(Int, s) - 1 - reach + k
+            index[k, j] = clamp(i + 1, 1, n)
+            method.exclude && !(0 <= i < n) && continue
+            distance = (i - s) * shrink
+            weight[k, j] =
+                method.mode == "linear" ? max(0.0, 1 - abs(distance)) :
+                cubicweight(distance, method.a)
+            total += weight[k, j]
+        end
+        (method.exclude || method.antialias) && total != 0 && (weight[:, j] ./= total)
     end
-    return Interpolation(d, n, clamp.(index .+ 1, 1, n), weight)
+    return Interpolation(d, n, index, weight)
 end
 
 """
@@ -290,27 +328,23 @@ function cubicweight(t, a)
     return zero(s)
 end
 
-function nearestmap(d, n, source, scale, method)
-    rounding = method.nearest_mode
-    nearest = if rounding == "round_prefer_floor"
-        ceil.(Int, source .- 0.5)
-    elseif rounding == "round_prefer_ceil"
-        floor.(Int, source .+ 0.5)
-    elseif rounding == "floor" || rounding == "simple" && scale >= 1
-        floor.(Int, source)
-    elseif rounding == "ceil" || rounding == "simple"
-        ceil.(Int, source)
-    else
-        unsupported("nearest_mode ", rounding)
-    end
-    index = clamp.(nearest .+ 1, 1, n)
+function nearestmap(d, n, source, scale, rounding)
+    index = Int[clamp(nearestof(s, scale, rounding) + 1, 1, n) for s in source]
     times = n == 0 ? 0 : length(index) ÷ n
     index == repeat(1:n; inner=times) && return Repetition(d, n, times, true)
     return Selection(d, n, index)
 end
 
+function nearestof(x::T, scale, rounding) where {T}
+    rounding == "round_prefer_floor" && return ceil(Int, x - T(0.5))
+    rounding == "round_prefer_ceil" && return floor(Int, x + T(0.5))
+    upward = rounding == "ceil" || rounding == "simple" && scale < 1
+    return upward ? ceil(Int, x) : floor(Int, x)
+end
+
 @non_differentiable padwidths(::Any...)
 @non_differentiable paddingmaps(::Any...)
+@non_differentiable resizemethod(::Any...)
 @non_differentiable resizetarget(::Any...)
 @non_differentiable resizing(::Any...)
 @non_differentiable insidecrop(::Any...)

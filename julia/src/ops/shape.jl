@@ -178,25 +178,38 @@ struct Repetition <: AxisMap
 end
 
 function along(map::Repetition, x)
-    inner = prod(size(x, k) for k in 1:(map.dimension - map.each); init=1)
-    outer = prod(size(x, k) for k in (map.dimension + 1 - map.each):ndims(x); init=1)
-    y = similar(x, inner, map.times, outer)
-    y .= reshape(x, inner, 1, outer)
-    return reshape(y, resized(x, map.dimension, map.times * map.length))
+    y = similar(x, resized(x, map.dimension, map.times * map.length))
+    y3 = repetitions(map, y)
+    x3 = reshape(x, size(y3, 1), 1, size(y3, 3))
+    for k in 1:(map.times)
+        copyof(y3, k) .= copyof(x3, 1)
+    end
+    return y
 end
 
 function against(map::Repetition, dy)
-    dims = resized(dy, map.dimension, map.length)
+    dy3 = repetitions(map, dy)
+    dx = fill!(similar(dy, resized(dy, map.dimension, map.length)), 0)
+    dx3 = reshape(dx, size(dy3, 1), 1, size(dy3, 3))
+    for k in 1:(map.times)
+        copyof(dx3, 1) .+= copyof(dy3, k)
+    end
+    return dx
+end
+
+"""
+    repetitions(map, y)
+
+The copies that make up `y`, along the second of three dimensions.
+"""
+function repetitions(map::Repetition, y)
+    dims = resized(y, map.dimension, map.length)
     inner = prod(dims[k] for k in 1:(map.dimension - map.each); init=1)
     outer = prod(dims[k] for k in (map.dimension + 1 - map.each):length(dims); init=1)
-    dy3 = reshape(dy, inner, map.times, outer)
-    1 <= map.times <= 8 || return reshape(sum(dy3; dims=2), dims)
-    dx = dy3[:, 1, :]
-    for k in 2:(map.times)
-        dx .+= view(dy3, :, k, :)
-    end
-    return reshape(dx, dims)
+    return reshape(y, inner, map.times, outer)
 end
+
+copyof(y3, k) = size(y3, 1) == 1 ? view(y3, 1, k, :) : view(y3, :, k, :)
 
 @operator Tile(input, repeats) = mapped(tiling(size(input), repeats), input)
 
