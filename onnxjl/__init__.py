@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CheckError,
         DataError,
         ExternalDataError,
+        JuliaError,
         ModelError,
         OnnxjlError,
         OutputError,
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
         UsageError,
         WeightError,
     )
+    from onnxjl.flux import FluxModel, to_flux
     from onnxjl.graph import Graph
     from onnxjl.load import load
     from onnxjl.normalize import normalize
     from onnxjl.plan import Plan, apply
     from onnxjl.prune import prune
     from onnxjl.save import save
-    from onnxjl.structure import Group, Groups, groups
+    from onnxjl.structure import Group, Groups
+    from onnxjl.structure.groups import groups
 
 __version__ = "0.1.0"
 
@@ -41,9 +44,11 @@ _PUBLIC = {
     "CheckError": "errors",
     "DataError": "errors",
     "ExternalDataError": "errors",
+    "FluxModel": "flux",
     "Graph": "graph",
     "Group": "structure",
     "Groups": "structure",
+    "JuliaError": "errors",
     "ModelError": "errors",
     "OnnxjlError": "errors",
     "OutputError": "errors",
@@ -59,6 +64,7 @@ _PUBLIC = {
     "normalize": "normalize",
     "prune": "prune",
     "save": "save",
+    "to_flux": "flux",
 }
 
 __all__ = [
@@ -66,9 +72,11 @@ __all__ = [
     "CheckError",
     "DataError",
     "ExternalDataError",
+    "FluxModel",
     "Graph",
     "Group",
     "Groups",
+    "JuliaError",
     "ModelError",
     "OnnxjlError",
     "OutputError",
@@ -85,6 +93,7 @@ __all__ = [
     "normalize",
     "prune",
     "save",
+    "to_flux",
 ]
 
 

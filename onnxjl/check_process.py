@@ -36,7 +36,7 @@ def _check(stream: IO[bytes], answers: IO[str]) -> dict[str, Any]:
     if not line:
         return {"failed": "the check was not asked for"}
     request = json.loads(line)
-    feeds = _feeds(request, stream)
+    feeds, expected = _arrays(request, stream)
     reference: str | bytes | None = request.get("reference")
     buffers: dict[str, np.ndarray] = {}
     if "model" in request:
@@ -44,7 +44,6 @@ def _check(stream: IO[bytes], answers: IO[str]) -> dict[str, Any]:
         buffers = {name: _read(stream, count) for name, count in request["weights"]}
 
     mode, path = request["mode"], request["path"]
-    expected: dict[str, Any] = {}
     if mode == "checker":
         return _checker(path) or {}
     if reference is not None:
@@ -60,11 +59,11 @@ def _check(stream: IO[bytes], answers: IO[str]) -> dict[str, Any]:
         outputs = run(open_session(path, threads=0), feeds)
     except OnnxjlError as error:
         return {"failed": str(error)}
-    if reference is None:
+    if reference is None and not expected:
         return _finite(outputs)
 
     comparison = compare_outputs(outputs, expected, inputs=feeds)
-    if comparison.equal() or isinstance(reference, bytes):
+    if comparison.equal() or not isinstance(reference, str):
         if not comparison.equal() and mode == "either" and (problem := _finite(outputs)):
             return problem
         return _as_json(comparison)
@@ -92,15 +91,19 @@ def _read(stream: IO[bytes], count: int) -> np.ndarray:
     return array
 
 
-def _feeds(request: dict[str, Any], stream: IO[bytes]) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(stream.read(request["feeds"])), allow_pickle=False) as file:
-        arrays = [file[f"input{index}"] for index in range(len(request["names"]))]
-    feeds = dict(zip(request["names"], arrays, strict=True))
+def _arrays(
+    request: dict[str, Any], stream: IO[bytes]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Inputs, and the outputs to expect where they are known."""
+    with np.load(io.BytesIO(stream.read(request["arrays"])), allow_pickle=False) as file:
+        arrays = [file[f"array{index}"] for index in range(len(file.files))]
+    feeds = dict(zip(request["feeds"], arrays, strict=False))
+    expected = dict(zip(request["expected"], arrays[len(feeds) :], strict=True))
     for name in request["bfloat16"]:
         import ml_dtypes
 
         feeds[name] = feeds[name].view(ml_dtypes.bfloat16)
-    return feeds
+    return feeds, expected
 
 
 def _finite(outputs: dict[str, Any]) -> dict[str, Any]:

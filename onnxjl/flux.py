@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxjl import handover
+from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
+from onnxjl.criteria.weights import GroupWeights
 from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
-from onnxjl.losses import evaluate
 from onnxjl.load import Source, load
+from onnxjl.losses import evaluate
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
+from onnxjl.structure import Group
+
+if TYPE_CHECKING:
+    from onnxjl.save import Saved
 
 _started: Any = None
 
@@ -70,6 +76,10 @@ def _as_julia_error() -> Iterator[None]:
         if kind == "unsupported":
             raise UnsupportedOperator(text) from error
         raise JuliaError(_first_line(text)) from error
+    except TypeError as error:  # What juliacall makes of a MethodError.
+        if not str(error).startswith("Julia: "):
+            raise
+        raise JuliaError(_first_line(str(error).removeprefix("Julia: "))) from error
 
 
 def _first_line(text: str) -> str:
@@ -172,11 +182,28 @@ class FluxModel:
         bridge = julia()
         with _as_julia_error():
             passed = bridge.forward(self.julia, arrays)
-            if isinstance(loss, str) or _is_julia(loss):
+            if isinstance(loss, str) or is_julia(loss):
                 value, deltas = bridge.measure(self._loss(loss), passed, wanted)
             else:
                 value, deltas = self._python_loss(loss, passed, target)
             return float(value), bridge.backward(passed, deltas)
+
+    def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
+        """Return a copy in float64 with its weights moved.
+
+        Parameters
+        ----------
+        direction : initializer name -> array of the weight's shape.
+        step : how far: ``weight + step · direction``.
+        """
+        arrays = {name: np.asarray(x, order="C").T for name, x in direction.items()}
+        with _as_julia_error():
+            return FluxModel(self.graph, julia().movedby(self.julia, arrays, float(step)))
+
+    def positive(self) -> FluxModel:
+        """Return a copy in float64 with the absolute values of its weights."""
+        with _as_julia_error():
+            return FluxModel(self.graph, julia().positive(self.julia))
 
     def _loss(self, loss: Any) -> Any:
         if isinstance(loss, str) and loss not in julia().LOSSES:
@@ -235,11 +262,19 @@ class FluxModel:
         )
         return replace(graph, plan=self.plan, source=self.source)
 
-    def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write the network to a file, checked; see `onnxjl.save`."""
+    def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
+        """Write the network to a file; see `onnxjl.save`.
+
+        The check compares what onnxruntime makes of the file with Julia's own outputs.
+        """
         from onnxjl.save import save
 
-        return save(self.to_graph(), path, **options)
+        return save(self, path, **options)
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return every output by name, for inputs by name."""
+        found = self(inputs)
+        return found if isinstance(found, dict) else {self._outputs[0]: found}
 
 
 def to_flux(model: Source, **options: Any) -> FluxModel:
@@ -285,6 +320,45 @@ def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
     return FluxModel(small, handle)
 
 
-def _is_julia(value: Any) -> bool:
+def criterion_from(path: str | os.PathLike[str], name: str) -> Any:
+    """Return a function from a Julia file, as a criterion.
+
+    Parameters
+    ----------
+    path : a ``.jl`` file.
+    name : the function's; it takes an ``OnnxJL.Group`` and returns a score for each unit.
+    """
+    bridge = julia()
+    with _as_julia_error():
+        return bridge.criterion(os.fspath(path), name)
+
+
+def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray]:
+    """Return a criterion written in Julia as one of Python's.
+
+    Parameters
+    ----------
+    function : a Julia function of an ``OnnxJL.Group``, that returns (units,) real numbers.
+    """
+
+    def scores(group: Group, weights: GroupWeights) -> np.ndarray:
+        members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
+        gradients = mean_gradient(weights.scoring) if weights.scoring.data is not None else {}
+        tensors = {
+            name: (np.asarray(array, order="C").T, _transposed(gradients.get(name)))
+            for name, array in weights.items()
+        }
+        with _as_julia_error():
+            return np.array(julia().score(function, group.name, tensors, members))
+
+    scores.__name__ = str(julia().Base.string(function))
+    return scores
+
+
+def _transposed(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.asarray(array, order="C").T
+
+
+def is_julia(value: Any) -> bool:
     """Return whether a value is an object of Julia's."""
     return type(value).__module__.startswith("juliacall")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, overload
 
 from onnxjl import criteria, recovery
 from onnxjl.budget import BUDGETS, Budget, Request, Scope, select
 from onnxjl.errors import BudgetError, UsageError
+from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
@@ -16,8 +18,16 @@ from onnxjl.recovery import Recovery, check_request
 from onnxjl.structure.groups import Granularity, analyze, offer
 
 
-def prune(
-    model: Source,
+@overload
+def prune(model: Source, **options: Any) -> Graph: ...
+
+
+@overload
+def prune(model: FluxModel, **options: Any) -> FluxModel: ...
+
+
+def prune(  # type: ignore[misc] # the options are those below, for both kinds of model
+    model: Source | FluxModel,
     *,
     amount: float | None = None,
     macs: float | None = None,
@@ -37,18 +47,19 @@ def prune(
     seed: int = 0,
     recover: Recovery | None = None,
     calibration: Any = None,
-) -> Graph:
+    loss: Any = None,
+) -> Graph | FluxModel:
     """Remove the least important units of a network until it meets a budget.
 
     Exactly one budget is given; `amount_for` may stand alone.
 
     Parameters
     ----------
-    model : whatever `load` takes; normalized if it isn't; never changed.
+    model : whatever `load` takes, normalized if it isn't, or a Flux model; never changed.
     amount : fraction of the prunable units to remove, in (0, 1); of each group for scope "local".
     macs, params, bytes : fraction of multiply–accumulates, parameters or bytes of weights to keep.
     criterion : name of a criterion, or a function ``f(group, weights) -> (units,) scores``, larger
-        is more important.
+        is more important; for a Flux model also a Julia function of an ``OnnxJL.Group``.
     scope : "global" ranks the units of all groups together, "local" takes the same share of each.
     aggregation : how scores of a group's weights become one: "mean", "sum" or "max".
     normalization : what a group's scores are divided by: its "mean", its "max", or "none"; by
@@ -65,10 +76,13 @@ def prune(
         batch normalization estimated anew); "refit" where only `calibration` is given.
     calibration : inputs for `recover`, without labels; see `onnxjl.data.batches`. Never the data
         that accuracy is reported on.
+    loss : what gradient criteria differentiate; see `FluxModel.gradient`. None is the
+        cross-entropy of integer labels.
 
     Returns
     -------
-    The smaller graph, with `plan` and `source`. Kept weights are unchanged but for recovery.
+    The smaller network, of the kind that came: a Graph or a FluxModel, with `plan` and `source`.
+    Kept weights are unchanged but for recovery.
 
     Raises
     ------
@@ -97,8 +111,12 @@ def prune(
     method = "refit" if recover is None and calibration is not None else recover
     if method is not None:
         check_request(method, calibration)
-    criteria.get(criterion)  # an unknown one is told before the work begins
-    graph = normalize(load(model))
+    flux = model if isinstance(model, FluxModel) else None
+    if flux is not None and is_julia(criterion):
+        criterion = julia_criterion(criterion)
+    # An unknown one is told before the work begins.
+    criteria.get(criterion, gradients=flux is not None)
+    graph = normalize(load(model)) if not isinstance(model, FluxModel) else model.to_graph()
     structure = analyze(graph, granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
     if not offered:
@@ -112,6 +130,8 @@ def prune(
         normalization=normalization,
         data=data,
         seed=seed,
+        model=flux,
+        loss=loss,
     )
     keep = select(structure, offered, scores, request)
     asked: dict[str, Any] = {
@@ -128,5 +148,11 @@ def prune(
         "allow_inexact": allow_inexact,
         "seed": seed,
     }
-    small = apply(graph, structure.plan(keep, request=asked))
-    return small if method is None else recovery.recover(small, method, calibration)
+    plan = structure.plan(keep, request=asked)
+    if flux is not None:
+        plan = replace(plan, engine="flux")
+    small = apply(graph, plan)
+    if method is not None:
+        small = recovery.recover(small, method, calibration)
+        return small if flux is None else to_flux(small)
+    return small if flux is None else pruned(flux, plan, small)

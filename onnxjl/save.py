@@ -21,7 +21,9 @@ import onnx_ir as ir
 
 from onnxjl.check import SKIPPED, Checker, Outcome
 from onnxjl.errors import OutputError, UsageError
+from onnxjl.flux import FluxModel
 from onnxjl.graph import Graph
+from onnxjl.load import load
 from onnxjl.serialize import (
     INLINE_LIMIT,
     MARK,
@@ -76,7 +78,7 @@ def save(
 
     Parameters
     ----------
-    graph : what to write: a Graph, or anything else that `onnxjl.load` takes.
+    graph : what to write: a Graph, a FluxModel, or anything else that `onnxjl.load` takes.
     path : where to. Its folder must exist.
     force : whether an existing file may be replaced. The file that the graph was loaded from
         never is.
@@ -94,9 +96,11 @@ def save(
     OutputError : the file can't be written, or exists; every existing file is as it was.
     CheckError : the new file failed its check; nothing was written.
     """
-    if not isinstance(graph, Graph):
-        from onnxjl.load import load
-
+    expected = None
+    if isinstance(graph, FluxModel):
+        expected = graph.outputs
+        graph = graph.to_graph()
+    elif not isinstance(graph, Graph):
         graph = load(graph)
     target = check_output(path, force=force, inputs=input_files(graph))
     size = weight_bytes(graph)
@@ -117,7 +121,7 @@ def save(
             temporary.flush()
             if checker is None:
                 return SKIPPED
-            return checker.check(graph, temporary.path, inputs=inputs)
+            return checker.check(graph, temporary.path, inputs=inputs, expected=expected)
 
         if external:
             return _save_in_two(graph, target, finish)

@@ -92,6 +92,27 @@ end
 OnnxJL.namedgradients(graph, gradient) =
     pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
 
+function OnnxJL.movedby(graph, direction, step)
+    arrays = Dict(pyconvert(String, name) => ownarray(x) for (name, x) in Py(direction).items())
+    return OnnxJL.moved(graph, arrays, step)
+end
+
+function OnnxJL.score(criterion, name, tensors, members)
+    arrays = Dict(
+        pyconvert(String, tensor) => (weight=ownarray(weight), gradient=optionalarray(gradient))
+        for (tensor, (weight, gradient)) in Py(tensors).items()
+    )
+    parts = map(Py(members)) do member
+        tensor, axis, indices = member
+        key = pyconvert(String, tensor)
+        dim = OnnxJL.Operators.dimension(pyconvert(Int, axis), arrays[key].weight)
+        OnnxJL.Member(key, dim, arrays[key]..., permutedims(ownarray(indices) .+ 1))
+    end
+    return numpyarray(criterion(OnnxJL.Group(name, parts)))
+end
+
+optionalarray(x) = pyis(x, pybuiltins.None) ? nothing : ownarray(x)
+
 function OnnxJL.edits(plan)
     plan = Py(plan)
     kept = Dict(

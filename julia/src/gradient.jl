@@ -106,3 +106,52 @@ function gradients(graph::FluxGraph, gradient)
     end
     return found
 end
+
+"""
+    eachtensor(f, graph)
+
+Call `f(name, array, form)` once for each array of the graph that is a trainable tensor.
+"""
+function eachtensor(f, graph::FluxGraph)
+    seen = Base.IdSet{Any}()
+    visit(name, x, form) = x isa AbstractArray && !(x in seen) && (push!(seen, x); f(name, x, form))
+    for (slot, x) in zip(graph.program.parameters, graph.parameters)
+        visit(graph.program.values[slot], x, Plain)
+    end
+    for (layer, step) in zip(graph.layers, graph.program.steps), b in step.bindings
+        haskey(Flux.Optimisers.trainable(layer), first(b.field.path)) || continue
+        visit(b.tensor, follow(layer, b.field.path), b.field.form)
+    end
+end
+
+"""
+    moved(graph, direction, step)
+
+A copy in Float64 whose trainable tensors are `step` times further along `direction`, a dictionary
+of arrays by name.
+"""
+function moved(graph::FluxGraph, direction::AbstractDict, step)
+    copied = Flux.f64(deepcopy(graph))
+    eachtensor(copied) do name, x, form
+        haskey(direction, name) && (x .+= step .* bind(form, direction[name]))
+    end
+    return copied
+end
+
+"""
+    positive(graph)
+
+A copy in Float64 in which every trainable tensor is its absolute value, and the mean that a
+normalization keeps is zero.
+
+Source: Tanaka et al. 2020, Pruning neural networks without any data by iteratively conserving
+synaptic flow, section 5.
+"""
+function positive(graph::FluxGraph)
+    copied = Flux.f64(deepcopy(graph))
+    eachtensor((name, x, form) -> x .= abs.(x), copied)
+    for layer in copied.layers
+        layer isa BatchNorm && (layer.μ .= 0)
+    end
+    return copied
+end

@@ -74,7 +74,7 @@ end
 function register(domain, definition)
     name = called(definition)
     return quote
-        $(esc(definition))
+        Base.@__doc__ $(esc(definition))
         haskey(OPERATORS, ($domain, $(string(name)))) &&
             error("operator ", $(string(name)), " is defined twice")
         OPERATORS[($domain, $(string(name)))] = $(esc(name))

@@ -65,11 +65,69 @@ A loss (its name, or a Julia function), and its gradients with respect to the ou
 function measure end
 
 """
+    movedby(graph, direction, step)
+
+[`moved`](@ref) along NumPy arrays.
+"""
+function movedby end
+
+"""
     namedgradients(graph, gradient)
 
 The gradient of each trainable tensor, by name, as NumPy arrays.
 """
 function namedgradients end
+
+"""
+    Member(tensor, dim, weight, gradient, indices)
+
+One of the weights that a group's units are cut from, along its dimension `dim`; `indices` has a row
+for each unit. `gradient` is `nothing` where no data were given.
+"""
+struct Member
+    tensor::String
+    dim::Int
+    weight::AbstractArray
+    gradient::Any
+    indices::Matrix{Int}
+end
+
+"A unit's slice of a member, or of an array like its weight."
+slice(member::Member, unit, x=member.weight) = selectdim(x, member.dim, member.indices[unit, :])
+
+"""
+    Group(name, members)
+
+What a criterion written in Julia gets: `criterion(group) -> scores`, a number for each unit, larger
+is more important. `length(group)` is the number of units, `slice(member, unit)` a unit's part.
+"""
+struct Group
+    name::String
+    members::Vector{Member}
+end
+
+Base.length(group::Group) = size(first(group.members).indices, 1)
+
+"""
+    score(criterion, name, tensors, members)
+
+The scores that a function `criterion(group)` gives a group that Python describes.
+"""
+function score end
+
+"""
+    criterion(path, name)
+
+The function `name` of a Julia file, which is run in a module of its own.
+"""
+function criterion(path, name)
+    space = Module(Symbol(name))
+    Core.eval(space, :(using OnnxJL: OnnxJL, Group, Member, slice))
+    Core.eval(space, :(include(path) = Base.include($space, path)))
+    Base.include(space, path)
+    isdefined(space, Symbol(name)) || throw(ArgumentError("$path defines no function '$name'"))
+    return getfield(space, Symbol(name))
+end
 
 """
     edits(plan) -> Edits

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjl.criteria import activation, bn_scale, fpgm, lamp, magnitude, random
+from onnxjl.criteria import activation, bn_scale, fpgm, gradient, lamp, magnitude, random
 from onnxjl.criteria.aggregation import AGGREGATIONS, NORMALIZATIONS, normalize
 from onnxjl.criteria.registry import CRITERIA, Criterion, Function, get, name_of, register, unknown
 from onnxjl.criteria.weights import GroupWeights, Scoring
 from onnxjl.errors import UsageError
 from onnxjl.graph import Graph
 from onnxjl.structure import Group
+
+if TYPE_CHECKING:
+    from onnxjl.flux import FluxModel
 
 __all__ = [
     "AGGREGATIONS",
@@ -31,6 +34,7 @@ __all__ = [
     "bn_scale",
     "fpgm",
     "get",
+    "gradient",
     "lamp",
     "magnitude",
     "name_of",
@@ -49,6 +53,8 @@ def score(
     normalization: str | None = None,
     data: Any = None,
     seed: int = 0,
+    model: FluxModel | None = None,
+    loss: Any = None,
 ) -> list[np.ndarray]:
     """Score every unit of every group.
 
@@ -65,6 +71,8 @@ def score(
         ``random``, whose scores are comparable as they are.
     data : inputs for criteria that are measured; see `onnxjl.data`.
     seed : of random scores, at least 0.
+    model : the network as Flux layers, for criteria that need gradients.
+    loss : whose gradients; see `FluxModel.gradient`. None is the cross-entropy.
 
     Returns
     -------
@@ -76,13 +84,21 @@ def score(
     WeightError : a weight that is scored holds NaN or infinity.
     DataError : the data can't be read or don't fit the graph.
     """
-    chosen = get(criterion)
+    chosen = get(criterion, gradients=model is not None)
     normalization = normalization or chosen.normalization
     if aggregation not in AGGREGATIONS:
         raise UsageError(unknown("aggregation", aggregation, AGGREGATIONS))
     if normalization not in NORMALIZATIONS:
         raise UsageError(unknown("normalization", normalization, NORMALIZATIONS))
-    scoring = Scoring(graph, groups, aggregation=aggregation, data=data, seed=_checked(seed))
+    scoring = Scoring(
+        graph,
+        groups,
+        aggregation=aggregation,
+        data=data,
+        seed=_checked(seed),
+        model=model,
+        loss=loss,
+    )
     return [normalize(_scores(scoring, group, chosen), normalization) for group in groups]
 
 

@@ -15,9 +15,6 @@ from onnxjl.structure import Group
 
 Function = Callable[[Group, GroupWeights], np.ndarray]
 
-# Criteria that need gradients, which onnxruntime doesn't give.
-GRADIENT = ("fisher", "grasp", "obd", "snip", "synflow", "taylor")
-
 
 @dataclass(frozen=True)
 class Criterion:
@@ -31,6 +28,7 @@ class Criterion:
         (units,) if it has combined them itself.
     source : the paper that it comes from.
     needs_data : whether it is measured on the caller's data.
+    needs_gradient : whether it needs gradients, which only the Flux engine has.
     normalization : what scores are divided by unless the caller says otherwise: ``"mean"`` or
         ``"max"`` of the group, or ``"none"`` where the scores of different groups are comparable
         as they are.
@@ -41,6 +39,7 @@ class Criterion:
     source: str = ""
     needs_data: bool = False
     normalization: str = "mean"
+    needs_gradient: bool = False
 
     @property
     def summary(self) -> str:
@@ -53,34 +52,42 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def register(
-    name: str, *, source: str = "", needs_data: bool = False, normalization: str = "mean"
+    name: str,
+    *,
+    source: str = "",
+    needs_data: bool = False,
+    normalization: str = "mean",
+    needs_gradient: bool = False,
 ) -> Callable[[Function], Function]:
     """Decorate a function to make it a criterion that can be asked for by name.
 
     Parameters
     ----------
-    name, source, needs_data, normalization : as `Criterion` has them.
+    name, source, needs_data, normalization, needs_gradient : as `Criterion` has them.
 
     Raises
     ------
     ValueError : the name is taken.
     """
-    if name in CRITERIA or name in GRADIENT:
+    if name in CRITERIA:
         raise ValueError(f"there is already a criterion '{name}'")
 
     def decorate(function: Function) -> Function:
-        CRITERIA[name] = Criterion(name, function, source, needs_data, normalization)
+        CRITERIA[name] = Criterion(
+            name, function, source, needs_data, normalization, needs_gradient
+        )
         return function
 
     return decorate
 
 
-def get(criterion: str | Function | Criterion) -> Criterion:
+def get(criterion: str | Function | Criterion, *, gradients: bool = True) -> Criterion:
     """The criterion that is meant.
 
     Parameters
     ----------
     criterion : a registered name, a criterion, or any function ``f(group, weights) -> scores``.
+    gradients : whether there are gradients for criteria that need them.
 
     Returns
     -------
@@ -90,16 +97,15 @@ def get(criterion: str | Function | Criterion) -> Criterion:
     ------
     UsageError : no criterion has that name, it needs gradients, or it isn't callable.
     """
-    if isinstance(criterion, Criterion):
-        return criterion
-    if isinstance(criterion, str):
-        if criterion in CRITERIA:
-            return CRITERIA[criterion]
-        if criterion in GRADIENT:
+    chosen = CRITERIA.get(criterion) if isinstance(criterion, str) else criterion
+    if isinstance(chosen, Criterion):
+        if chosen.needs_gradient and not gradients:
             raise UsageError(
-                f"criterion '{criterion}' needs gradients, which the numpy engine hasn't: prune a "
-                "Flux model (onnxjl.to_flux, --engine flux)"
+                f"criterion '{chosen.name}' needs gradients, which the numpy engine hasn't: prune "
+                "a Flux model (onnxjl.to_flux, --engine flux)"
             )
+        return chosen
+    if isinstance(criterion, str):
         raise UsageError(unknown("criterion", criterion, CRITERIA))
     if callable(criterion):
         return Criterion(name_of(criterion), criterion)

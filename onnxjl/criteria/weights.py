@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from onnxjl.criteria.roles import Role, role
 from onnxjl.errors import WeightError
 from onnxjl.graph import FLOATING, Graph
 from onnxjl.structure import Activation, Group, Member
+
+if TYPE_CHECKING:
+    from onnxjl.flux import FluxModel
 
 Order = Literal[1, 2, "max"]
 
@@ -34,16 +37,28 @@ class Scoring:
     aggregation : how the scores of a group's tensors become one.
     data : inputs for criteria that are measured; see `onnxjl.data`.
     seed : of random scores.
+    model : the same network as Flux layers, for criteria that need gradients.
+    loss : whose gradients; see `FluxModel.gradient`.
     """
 
     def __init__(
-        self, graph: Graph, groups: Sequence[Group], *, aggregation: str, data: Any, seed: int
+        self,
+        graph: Graph,
+        groups: Sequence[Group],
+        *,
+        aggregation: str,
+        data: Any,
+        seed: int,
+        model: FluxModel | None = None,
+        loss: Any = None,
     ) -> None:
         self.graph = graph
         self.groups = tuple(groups)
         self.aggregation = aggregation
         self.data = data
         self.seed = seed
+        self.model = model
+        self.loss = loss
         self.computed: dict[Any, Any] = {}
         self._roles: dict[str, Role] = {}
         self.counted = cache(partial(_counted, graph))

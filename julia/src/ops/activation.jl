@@ -11,10 +11,8 @@ derivative(::typeof(leaky), x, y, alpha) = ifelse(x < 0, alpha, one(x))
 
 @operator PRelu(X, slope) = combine(leaky, X, slope)
 
-leftgradient(::typeof(leaky), d, x, slope, y) = leftslope.(d, x, slope)
-rightgradient(::typeof(leaky), d, x, slope, y) = ifelse.(x .< 0, d .* x, zero(eltype(d)))
-
-leftslope(d, x, slope) = ifelse(x < 0, d * slope, d)
+leftslope(::typeof(leaky), d, x, slope) = ifelse(x < 0, d * slope, d)
+rightslope(::typeof(leaky), d, x, slope) = ifelse(x < 0, d * x, zero(d))
 
 @operator ThresholdedRelu(X; alpha=1.0f0) = elementwise(thresholded, X, oftypeof(X, alpha))
 

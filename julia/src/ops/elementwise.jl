@@ -7,7 +7,7 @@
 is the derivative of `y = f(x, parameters...)`, where `x` is what [`differentiated`](@ref) keeps.
 """
 elementwise(f::F, x, parameters::Vararg{Any,N}) where {F,N} =
-    array(broadcast(f, x, parameters...))
+    reshape(broadcast(f, vec(x), parameters...), size(x))
 
 function ChainRulesCore.rrule(
     ::typeof(elementwise), f::F, x, parameters::Vararg{Any,N}
@@ -25,8 +25,8 @@ end
 elementwisegradient(f, dy, x::AbstractArray{<:Integer}, y, parameters...) = NoTangent()
 
 function elementwisegradient(f::F, dy, x, y, parameters::Vararg{Any,N}) where {F,N}
-    slope(d, value, result) = d * derivative(f, value, result, parameters...)
-    return array(broadcast(slope, dy, x, y))
+    @inline slope(d, value, result) = d * derivative(f, value, result, parameters...)
+    return reshape(broadcast(slope, vec(dy), vec(x), vec(y)), size(y))
 end
 
 """
@@ -40,20 +40,47 @@ differentiated(f, x, y) = x
 """
     combine(f, x, y)
 
-`f.(x, y)` as an array. `leftgradient(f, dz, x, y, z)` and `rightgradient(f, dz, x, y, z)` are the
-gradients of `x` and `y` before they are summed over what was broadcast.
+`f.(x, y)` as an array. `leftslope(f, d, x, y)` and `rightslope(f, d, x, y)` are the gradients of one
+`x` and one `y`, where `d` is that of `f(x, y)`.
 """
-combine(f::F, x, y) where {F} = array(broadcast(f, x, y))
+function combine(f::F, x, y) where {F}
+    isflat(x, y) || return broadcast(f, x, y)
+    extent = size(length(x) == 1 && ndims(x) <= ndims(y) ? y : x)
+    return reshape(array(broadcast(f, flattened(x), flattened(y))), extent)
+end
+
+"""
+    isflat(x, y)
+
+Whether `x` and `y` are of one size, or one of them is a single number: then they are combined as
+vectors, which is compiled once for all numbers of dimensions, and to faster code.
+"""
+isflat(x, y) = size(x) == size(y) ||
+    (length(x) == 1 && ndims(x) <= ndims(y)) ||
+    (length(y) == 1 && ndims(y) <= ndims(x))
+
+flattened(x) = vec(x)
+flattened(x::Number) = x
+flattened(x::Array{<:Any,0}) = only(x)
 
 function ChainRulesCore.rrule(::typeof(combine), f::F, x, y) where {F}
     z = combine(f, x, y)
+    @inline left(d, x, y) = leftslope(f, d, x, y)
+    @inline right(d, x, y) = rightslope(f, d, x, y)
     function combine_pullback(dz)
         d = unthunk(dz)
-        dx = isconstant(x) ? NoTangent() : unbroadcast(size(x), leftgradient(f, d, x, y, z))
-        dy = isconstant(y) ? NoTangent() : unbroadcast(size(y), rightgradient(f, d, x, y, z))
+        dx = isconstant(x) ? NoTangent() : combinegradient(left, size(x), d, x, y)
+        dy = isconstant(y) ? NoTangent() : combinegradient(right, size(y), d, x, y)
         return (NoTangent(), NoTangent(), dx, dy)
     end
     return z, combine_pullback
+end
+
+function combinegradient(slope::F, extent, d, x, y) where {F}
+    isflat(x, y) || return unbroadcast(extent, broadcast(slope, d, x, y))
+    slopes = broadcast(slope, vec(d), flattened(x), flattened(y))
+    prod(extent) == length(d) && return reshape(slopes, extent)
+    return reshape(sum(slopes; dims=1), extent)
 end
 
 function ChainRulesCore.rrule(::typeof(combine), f::Union{typeof(+),typeof(-)}, x, y)
@@ -92,8 +119,8 @@ end
 
 @operator Mul(A, B) = combine(*, A, B)
 
-leftgradient(::typeof(*), d, x, y, z) = d .* y
-rightgradient(::typeof(*), d, x, y, z) = d .* x
+leftslope(::typeof(*), d, x, y) = d * y
+rightslope(::typeof(*), d, x, y) = d * x
 
 @operator Div(A, B) = combine(quotient, A, B)
 
@@ -105,14 +132,14 @@ rightgradient(::typeof(*), d, x, y, z) = d .* x
 quotient(x, y) = x / y
 quotient(x::Integer, y::Integer) = div(x, y)
 
-leftgradient(::typeof(quotient), d, x, y, z) = d ./ y
-rightgradient(::typeof(quotient), d, x, y, z) = .-d .* z ./ y
+leftslope(::typeof(quotient), d, x, y) = d / y
+rightslope(::typeof(quotient), d, x, y) = -d * (x / y) / y
 
 @operator Mod(A, B; fmod=0) = fmod == 0 ? combine(mod, A, B) : combine(rem, A, B)
 
-leftgradient(::Union{typeof(mod),typeof(rem)}, d, x, y, z) = d
-rightgradient(::typeof(mod), d, x, y, z) = .-d .* floor.(x ./ y)
-rightgradient(::typeof(rem), d, x, y, z) = .-d .* trunc.(x ./ y)
+leftslope(::Union{typeof(mod),typeof(rem)}, d, x, y) = d
+rightslope(::typeof(mod), d, x, y) = -d * floor(x / y)
+rightslope(::typeof(rem), d, x, y) = -d * trunc(x / y)
 
 @operator Pow(X, Y) = combine(power, X, Y)
 
@@ -136,11 +163,15 @@ end
 
 power(x::T, y::AbstractFloat) where {T<:Integer} = cast(T, power(Float64(x), Float64(y)))
 
-leftgradient(::typeof(power), d, x, y, z) = d .* powerslope.(x, y)
-rightgradient(::typeof(power), d, x, y, z) = d .* powergrowth.(x, z)
+@inline function leftslope(::typeof(power), d, x, y)
+    y == 2 && return 2 * d * x
+    return iszero(y) ? zero(d) : d * oftype(x, y * power(x, y - one(y)))
+end
 
-powerslope(x, y) = iszero(y) ? zero(x) : y == 2 ? 2x : oftype(x, y * power(x, y - one(y)))
-powergrowth(x, z) = iszero(z) ? zero(z) : z * logarithm(x)
+@inline function rightslope(::typeof(power), d, x, y)
+    z = power(x, y)
+    return ifelse(iszero(z), zero(z), d * z * logarithm(x))
+end
 
 @operator Sum(data_0, more...) = summation(data_0, more...)
 
@@ -167,15 +198,17 @@ oftypeof(x, number) = convert(eltype(x), number)
 extreme(f, x) = x
 extreme(f, x, y, more...) = extreme(f, combine(f, x, y), more...)
 
-leftgradient(::Union{typeof(max),typeof(min)}, d, x, y, z) = d .* winningshare.(x, y, z)
-rightgradient(::Union{typeof(max),typeof(min)}, d, x, y, z) = d .* winningshare.(y, x, z)
+leftslope(::typeof(max), d, x, y) = share(d, x > y, x == y)
+rightslope(::typeof(max), d, x, y) = share(d, y > x, x == y)
+leftslope(::typeof(min), d, x, y) = share(d, x < y, x == y)
+rightslope(::typeof(min), d, x, y) = share(d, y < x, x == y)
 
 """
-    winningshare(x, y, z)
+    share(d, chosen, equal)
 
-The share of `x` in `z`, the greater or lesser of `x` and `y`: a half each where they are equal.
+The gradient `d` where one of two numbers is chosen, half of it where they are equal.
 """
-winningshare(x, y, z) = oftype(z, ifelse(x == y, 0.5f0, ifelse(x == z, 1.0f0, 0.0f0)))
+share(d, chosen, equal) = ifelse(equal, d / 2, ifelse(chosen, d, zero(d)))
 
 # Functions of one number
 
@@ -202,7 +235,39 @@ derivative(::typeof(exp), x, y) = y
 
 @operator Log(input) = elementwise(logarithm, input)
 
+"""
+    logarithm(x)
+
+The natural logarithm, NaN of negative numbers; without branches in single precision, so that the
+compiler vectorizes it.
+
+Source: the Cephes library's `logf` (Moshier, 1992).
+"""
 logarithm(x) = defined(log, x, !(x < 0))
+
+@inline function logarithm(x::Float32)
+    small = x < floatmin(Float32)
+    bits = reinterpret(Int32, ifelse(small, x * 8.388608f6, x))
+    power = (bits - reinterpret(Int32, 0.70710677f0)) >> 23
+    exponent = Float32(power) - ifelse(small, 23.0f0, 0.0f0)
+    m = reinterpret(Float32, bits - (power << 23)) - 1
+    rest = m * m * (m * evalpoly(m, LOGARITHM) - 0.5f0) - exponent * 2.12194440f-4
+    y = m + rest + exponent * 0.693359375f0
+    return ifelse(x > 0, ifelse(isinf(x), x, y), ifelse(iszero(x), -Inf32, NaN32))
+end
+
+const LOGARITHM = (
+    3.3333331174f-1,
+    -2.4999993993f-1,
+    2.0000714765f-1,
+    -1.6668057665f-1,
+    1.4249322787f-1,
+    -1.2420140846f-1,
+    1.1676998740f-1,
+    -1.1514610310f-1,
+    7.0376836292f-2,
+)
+
 derivative(::typeof(logarithm), x, y) = inv(x)
 
 differentiated(::Union{typeof(exp),typeof(squareroot),typeof(inv)}, x, y) = y
@@ -460,7 +525,8 @@ end
 clipbound(::Nothing, default) = default
 clipbound(x::AbstractArray, default) = reshape(x, ())
 
-clipped(x, lower, upper) = array(broadcast(clip, x, lower, upper))
+clipped(x, lower, upper) =
+    reshape(broadcast(clip, vec(x), flattened(lower), flattened(upper)), size(x))
 
 function clip(x, lower, upper)
     raised = ifelse(x < lower, lower, x)
@@ -470,21 +536,21 @@ end
 function ChainRulesCore.rrule(::typeof(clipped), x, lower, upper)
     function clipped_pullback(dy)
         isconstant(x) && return (NoTangent(), NoTangent(), NoTangent(), NoTangent())
-        d = unthunk(dy)
-        inside(d, v, l, u) = ifelse((v < l) | (v > u), zero(d), d)
-        below(d, v, l, u) = ifelse((v < l) & (l <= u), d, zero(d))
-        above(d, v, l, u) = ifelse(clip(v, l, typemax(l)) > u, d, zero(d))
-        dx = array(broadcast(inside, d, x, lower, upper))
-        dlower = boundgradient(lower, below, d, x, lower, upper)
-        dupper = boundgradient(upper, above, d, x, lower, upper)
+        @inline inside(d, v, l, u) = ifelse((v < l) | (v > u), zero(d), d)
+        @inline below(d, v, l, u) = ifelse((v < l) & (l <= u), d, zero(d))
+        @inline above(d, v, l, u) = ifelse(ifelse(v < l, l, v) > u, d, zero(d))
+        arguments = vec(unthunk(dy)), vec(x), flattened(lower), flattened(upper)
+        dx = reshape(broadcast(inside, arguments...), size(x))
+        dlower = clipboundgradient(lower, below, arguments...)
+        dupper = clipboundgradient(upper, above, arguments...)
         return (NoTangent(), dx, dlower, dupper)
     end
     return clipped(x, lower, upper), clipped_pullback
 end
 
-boundgradient(::Number, f, arguments...) = NoTangent()
-boundgradient(::AbstractArray, f::F, arguments...) where {F} =
-    fill(sum(Broadcast.instantiate(Broadcast.broadcasted(f, arguments...))))
+clipboundgradient(::Number, f, arguments...) = NoTangent()
+clipboundgradient(bound, f::F, arguments::Vararg{Any,N}) where {F,N} =
+    reshape(sum(broadcast(f, arguments...); dims=1), size(bound))
 
 @operator Where(condition, X, Y) = selection(condition, X, Y)
 

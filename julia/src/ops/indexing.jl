@@ -94,7 +94,8 @@ end
 """
     leadless(x)
 
-A three-dimensional `x` without its first dimension, which is 1: loops over it cost more than they do.
+A three-dimensional `x` without its first dimension, which is 1: a loop over it costs more than it
+does.
 """
 leadless(x) = reshape(x, size(x, 2), size(x, 3))
 

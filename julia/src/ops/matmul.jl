@@ -16,24 +16,31 @@ function matrixproduct(a, b)
 end
 
 matrixproduct(a::AbstractArray{Float16}, b::AbstractArray{Float16}) =
-    Float16.(array(matrixproduct(Float32.(a), Float32.(b))))
+    converted(Float16, matrixproduct(Float32.(a), Float32.(b)))
 
 function ChainRulesCore.rrule(::typeof(matrixproduct), a, b)
-    half = eltype(a) == Float16
-    left, right, extent = half ? matrixstacks(Float32.(a), Float32.(b)) : matrixstacks(a, b)
+    left, right, extent = matrixstacks(wideoperand(a), wideoperand(b))
     y = reshape(stackproduct(left, right), extent)
     sizes = size(a), size(b)
     count = prod(batchextent(a, b))
     function matrixproduct_pullback(dy)
         isconstant(left) && return (NoTangent(), NoTangent(), NoTangent())
-        d = reshape(densearray(unthunk(dy)), size(left, 1), size(right, 2), count)
-        half && (d = Float32.(d))
+        d = wideoperand(densearray(unthunk(dy)))
+        d = reshape(d, size(left, 1), size(right, 2), count)
         da = unstackedgradient(rightproductgradient(left, right, d), sizes[1], sizes[2])
         db = unstackedgradient(leftproductgradient(left, right, d), sizes[2], sizes[1])
-        return (NoTangent(), half ? Float16.(da) : da, half ? Float16.(db) : db)
+        return (NoTangent(), converted(eltype(a), da), converted(eltype(b), db))
     end
-    return half ? Float16.(array(y)) : y, matrixproduct_pullback
+    return converted(eltype(a), y), matrixproduct_pullback
 end
+
+"""
+    wideoperand(x)
+
+`x` in the type in which its products are summed: single precision for half.
+"""
+wideoperand(x) = x
+wideoperand(x::AbstractArray{Float16}) = Float32.(x)
 
 densearray(x::DenseArray) = x
 densearray(x::AbstractArray) = collect(x)
@@ -58,7 +65,7 @@ batchof(x) = size(x)[3:end]
 function batchextent(a, b)
     left, right = batchof(b), batchof(a)
     n = max(length(left), length(right))
-    return Tuple(broadcastlength(get(left, k, 1), get(right, k, 1)) for k in 1:n)
+    return ntuple(k -> broadcastlength(get(left, k, 1), get(right, k, 1)), n)
 end
 
 function broadcastlength(m, n)
@@ -142,30 +149,30 @@ perrow(x) = ndims(x) == 1 ? reshape(x, 1, :) : x
 `alpha * b * a .+ beta * c`, with `a` and `b` transposed if so asked.
 """
 function generalproduct(a, b, c, alpha, beta, transa, transb)
-    y = turnedproduct(b, a, transb, transa)
+    eltype(a) <: Integer && !(isinteger(alpha) && isinteger(beta)) &&
+        unsupported("fractions as factors of integers")
+    y = turnedproduct(wideoperand(b), wideoperand(a), transb, transa)
     alpha == 1 || (y .*= oftypeof(y, alpha))
     c === nothing || (y .+= oftypeof(y, beta) .* c)
-    return y
-end
-
-function generalproduct(a::AbstractArray{Float16}, b, c, alpha, beta, transa, transb)
-    wide = c === nothing ? c : converted(Float32, c)
-    return Float16.(generalproduct(Float32.(a), Float32.(b), wide, alpha, beta, transa, transb))
+    return converted(eltype(a), y)
 end
 
 function ChainRulesCore.rrule(::typeof(generalproduct), a, b, c, alpha, beta, transa, transb)
-    y = generalproduct(a, b, c, alpha, beta, transa, transb)
+    left, right = wideoperand(b), wideoperand(a)
     extent = c === nothing || isconstant(c) ? nothing : size(c)
     function generalproduct_pullback(dy)
         isconstant(a) && return ntuple(_ -> NoTangent(), 8)
-        d = densearray(unthunk(dy))
+        d = wideoperand(densearray(unthunk(dy)))
         dc = extent === nothing ? NoTangent() : weightedgradient(unbroadcast(extent, d), beta)
         d = weightedgradient(d, alpha)
-        db = transb ? turnedproduct(a, d, transa, true) : turnedproduct(d, a, false, !transa)
-        da = transa ? turnedproduct(d, b, true, transb) : turnedproduct(b, d, !transb, false)
+        db = transb ? turnedproduct(right, d, transa, true) :
+            turnedproduct(d, right, false, !transa)
+        da = transa ? turnedproduct(d, left, true, transb) : turnedproduct(left, d, !transb, false)
+        dc isa NoTangent || (dc = converted(eltype(a), dc))
+        da, db = converted(eltype(a), da), converted(eltype(b), db)
         return (NoTangent(), da, db, dc, ntuple(_ -> NoTangent(), 4)...)
     end
-    return y, generalproduct_pullback
+    return generalproduct(a, b, c, alpha, beta, transa, transb), generalproduct_pullback
 end
 
 weightedgradient(d, factor) = factor == 1 ? d : d .* oftypeof(d, factor)
@@ -241,9 +248,6 @@ function ChainRulesCore.rrule(::typeof(contraction), equation, xs...)
     end
     return y, contraction_pullback
 end
-
-wideoperand(x) = x
-wideoperand(x::AbstractArray{Float16}) = Float32.(x)
 
 """
     einsumlabels(equation, ranks)

@@ -175,7 +175,8 @@ end
     region = crop ? roi : nothing
     target = resizetarget(size(X), region, scales, sizes, axes, keep_aspect_ratio_policy)
     method = resizemethod(
-        mode, nearest_mode, coordinate_transformation_mode, cubic_coeff_a, antialias, exclude_outside
+        mode, nearest_mode, coordinate_transformation_mode, cubic_coeff_a, antialias,
+        exclude_outside,
     )
     y = mapped(resizing(X, target, method), X)
     crop || return y

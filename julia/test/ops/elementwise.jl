@@ -59,6 +59,14 @@ end
     @test Operators.Erf([Inf, -Inf, NaN]) ≈ [1, -1, NaN] nans = true
 end
 
+@testset "logarithm" begin
+    x = exp2.(Float32.(-148.5:0.37:127))
+    @test Operators.Log(x) ≈ log.(x) rtol = 1e-7
+    x = Float32.(0.5:0.0001:2)
+    @test all(abs.(Operators.Log(x) .- log.(Float64.(x))) .<= eps.(log.(x)))
+    @test Operators.Log([0.0f0, Inf32, NaN32, -1.0f0]) ≈ [-Inf, Inf, NaN, NaN] nans = true
+end
+
 @testset "rounding" begin
     x = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]
     @test Operators.Round(x) == [-2, -2, 0, 0, 2, 2]

@@ -10,7 +10,9 @@ function einsumbyloops(equation, xs...)
     letters = unique(join(terms))
     once = sort(filter(letter -> count(==(letter), join(terms)) == 1, letters))
     output = length(sides) == 1 ? once : replace(sides[2], "..." => ellipsis(maximum(widths)))
-    extent(l) = maximum(size(x)[end + 1 - k] for (t, x) in zip(terms, xs) for k in findall(==(l), t))
+    extent(letter) = maximum(
+        size(x)[end + 1 - k] for (term, x) in zip(terms, xs) for k in findall(==(letter), term)
+    )
     y = zeros([extent(letter) for letter in reverse(collect(output))]...)
     for index in CartesianIndices(Tuple(extent.(letters)))
         at(letter) = index[findfirst(==(letter), letters)]
@@ -54,6 +56,7 @@ end
     @test_throws DimensionMismatch Operators.MatMul(ones(3, 2, 2), ones(4, 3, 3))
     loss(a, b) = sum(Operators.MatMul(a, b))
     gradients = Zygote.gradient(loss, ones(Float16, 3, 2), ones(Float16, 4, 3))
+    @test_throws UnsupportedOperator Operators.Gemm([1;;], [1;;]; alpha=0.5f0)
     @test gradients == (fill(Float16(4), 3, 2), fill(Float16(2), 4, 3))
 end
 
@@ -135,5 +138,5 @@ end
     @test_throws ArgumentError Operators.Einsum(ones(2, 2); equation="ij,jk->ik")
     @test_throws ArgumentError Operators.Einsum(ones(2, 2); equation="ijk->i")
     @test_throws ArgumentError Operators.Einsum(ones(2, 2); equation="ij->k")
-    @test_throws DimensionMismatch Operators.Einsum(ones(2, 3), ones(2, 2); equation="ij,jk->ik")
+    @test_throws DimensionMismatch Operators.Einsum(ones(3, 2), ones(2, 2); equation="ij,jk->ik")
 end
