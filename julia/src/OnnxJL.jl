@@ -24,5 +24,6 @@ include("export.jl")
 include("plan.jl")
 include("show.jl")
 include("python.jl")
+include("workload.jl")
 
 end

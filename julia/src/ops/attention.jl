@@ -133,7 +133,7 @@ Softmax along the first dimension; a column that is `-Inf` throughout gives zero
 function rowsoftmax(x)
     top = maximum(x; dims=1)
     y = exp.(x .- ifelse.(top .== -Inf, zero(eltype(x)), top))
-    return y ./ nonzero.(narrowto(x, sum(widefloat(y); dims=1)))
+    return y ./ nonzeros(narrowto(x, sum(widefloat(y); dims=1)))
 end
 
 function ChainRulesCore.rrule(::typeof(rowsoftmax), x)

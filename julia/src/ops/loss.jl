@@ -27,7 +27,7 @@ function labelloss(x, target, weight, ignore_index, reduction)
         .-chosen
     else
         kept = labelweights(x, target, weight, ignore_index)
-        .-ifelse.(iszero.(kept), zero(eltype(x)), chosen) .* kept
+        .-ifelse.(weightless(kept), zero(eltype(x)), chosen) .* kept
     end
     reduction == "none" && return reshape(loss, size(target))
     total = sum(widefloat(loss))
@@ -35,6 +35,10 @@ function labelloss(x, target, weight, ignore_index, reduction)
     weight === nothing && ignore_index === nothing && return lossscalar(x, total / length(target))
     return lossscalar(x, total / sum(widefloat(labelweights(x, target, weight, ignore_index))))
 end
+
+weightless(weights) = iszero.(weights)
+
+@non_differentiable weightless(::Any...)
 
 lossscalar(x, value) = reshape(eltype(x)[value], ())
 

@@ -100,7 +100,8 @@ The products of the matrices of two stacks; one matrix on the left multiplies al
 """
 function stackproduct(left, right)
     size(left, 3) == 1 || return batched_mul(left, right)
-    return reshape(sidebyside(left) * sidebyside(right), size(left, 1), size(right, 2), size(right, 3))
+    product = sidebyside(left) * sidebyside(right)
+    return reshape(product, size(left, 1), size(right, 2), size(right, 3))
 end
 
 function leftproductgradient(left, right, d)
@@ -175,7 +176,7 @@ function ChainRulesCore.rrule(::typeof(generalproduct), a, b, c, alpha, beta, tr
     return generalproduct(a, b, c, alpha, beta, transa, transb), generalproduct_pullback
 end
 
-weightedgradient(d, factor) = factor == 1 ? d : d .* oftypeof(d, factor)
+weightedgradient(d, factor) = factor == 1 ? d : array(d .* oftypeof(d, factor))
 
 function turnedproduct(left, right, turnleft, turnright)
     turnleft && turnright && return left' * right'

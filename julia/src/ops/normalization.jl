@@ -18,6 +18,62 @@ function ChainRulesCore.rrule(::typeof(affine), x, a, b)
 end
 
 """
+    channelaffine(x, a, b)
+
+`x * a + b` with one `a` and `b` for each channel of `x` (spatial..., channels, batch).
+"""
+channelaffine(x, a, b) = affine(x, channelshape(a, ndims(x)), channelshape(b, ndims(x)))
+
+function channelaffine(x::Array{T}, a::Vector{T}, b::Vector{T}) where {T}
+    size(x, ndims(x) - 1) == length(a) == length(b) ||
+        throw(DimensionMismatch("$(length(a)) scales for input of size $(size(x))"))
+    y = similar(x)
+    xs, ys = channelplanes(x), channelplanes(y)
+    Threads.@threads for k in axes(xs, 2)
+        c = mod1(k, length(a))
+        affineplane!(ys, xs, k, a[c], b[c])
+    end
+    return y
+end
+
+channelplanes(x) = reshape(x, prod(size(x)[1:(end - 2)]), size(x, ndims(x) - 1) * size(x, ndims(x)))
+
+function affineplane!(ys, xs, k, a, b)
+    @inbounds @simd for i in axes(xs, 1)
+        ys[i, k] = muladd(xs[i, k], a, b)
+    end
+end
+
+function ChainRulesCore.rrule(::typeof(channelaffine), x::Array{T}, a::Vector{T},
+                              b::Vector{T}) where {T}
+    function channelaffine_pullback(dȳ)
+        dy = unthunk(dȳ)
+        dx, da, db = similar(x), zero(a), zero(b)
+        xs, dxs, dys = channelplanes(x), channelplanes(dx), channelplanes(dy)
+        Threads.@threads for c in eachindex(a)
+            for k in c:length(a):size(xs, 2)
+                slope, shift = affineplanegradient!(dxs, dys, xs, k, a[c])
+                da[c] += slope
+                db[c] += shift
+            end
+        end
+        return NoTangent(), dx, da, db
+    end
+    return channelaffine(x, a, b), channelaffine_pullback
+end
+
+function affineplanegradient!(dxs, dys, xs, k, a)
+    slope = shift = zero(a)
+    @inbounds @simd for i in axes(xs, 1)
+        dy = dys[i, k]
+        dxs[i, k] = dy * a
+        slope += dy * xs[i, k]
+        shift += dy
+    end
+    return slope, shift
+end
+
+"""
     summedto(x, y)
 
 `y` summed over the dimensions that `x` was broadcast along.
@@ -42,14 +98,72 @@ function standardized(x, dims, epsilon)
     return y, scale
 end
 
+function standardized(x::Array, dims, epsilon)
+    n = maximum(dims)
+    # Other dimensions than leading ones: as above.
+    isleading(dims) || return invoke(standardized, Tuple{Any,Any,Any}, x, dims, epsilon)
+    y, scale = similar(x), similar(x, ntuple(i -> i <= n ? 1 : size(x, i), ndims(x)))
+    xs, ys = leadingcolumns(x, n), leadingcolumns(y, n)
+    Threads.@threads for k in axes(xs, 2)
+        scale[k] = standardizecolumn!(ys, xs, k, eltype(x)(epsilon))
+    end
+    return y, scale
+end
+
+isleading(dims) = Tuple(dims) == ntuple(identity, length(dims))
+leadingcolumns(x, n) = reshape(x, prod(size(x)[1:n]), prod(size(x)[(n + 1):end]))
+
+function standardizecolumn!(ys, xs, k, epsilon)
+    n = size(xs, 1)
+    total = squares = zero(eltype(xs))
+    @inbounds @simd for i in 1:n
+        total += xs[i, k]
+    end
+    μ = total / n
+    @inbounds @simd for i in 1:n
+        squares += abs2(xs[i, k] - μ)
+    end
+    scale = inv(sqrt(squares / n + epsilon))
+    @inbounds @simd for i in 1:n
+        ys[i, k] = (xs[i, k] - μ) * scale
+    end
+    return scale
+end
+
 function ChainRulesCore.rrule(::typeof(standardize), x, dims, epsilon)
     y, scale = standardized(x, dims, epsilon)
-    function standardize_pullback(dȳ)
-        dy = unthunk(dȳ)
-        along, across = mean(dy; dims), mean(dy .* y; dims)
-        return NoTangent(), (@. scale * (dy - along - y * across)), NoTangent(), NoTangent()
-    end
+    standardize_pullback(dy) =
+        (NoTangent(), standardizedgradient(unthunk(dy), y, scale, dims), NoTangent(), NoTangent())
     return y, standardize_pullback
+end
+
+function standardizedgradient(dy, y, scale, dims)
+    along, across = mean(dy; dims), mean(dy .* y; dims)
+    return @. scale * (dy - along - y * across)
+end
+
+function standardizedgradient(dy::Array, y::Array, scale::Array, dims)
+    isleading(dims) ||
+        return invoke(standardizedgradient, Tuple{Any,Any,Any,Any}, dy, y, scale, dims)
+    dx = similar(y)
+    dxs, dys, ys = map(a -> leadingcolumns(a, maximum(dims)), (dx, dy, y))
+    Threads.@threads for k in axes(ys, 2)
+        columngradient!(dxs, dys, ys, k, scale[k])
+    end
+    return dx
+end
+
+function columngradient!(dxs, dys, ys, k, scale)
+    n = size(ys, 1)
+    along = across = zero(eltype(ys))
+    @inbounds @simd for i in 1:n
+        along += dys[i, k]
+        across += dys[i, k] * ys[i, k]
+    end
+    along, across = along / n, across / n
+    @inbounds @simd for i in 1:n
+        dxs[i, k] = scale * (dys[i, k] - along - ys[i, k] * across)
+    end
 end
 
 """
@@ -90,6 +204,7 @@ function BatchNormalization end
     if training_mode == 0
         a = widefloat(scale) ./ sqrt.(widefloat(input_var) .+ eltype(x)(epsilon))
         b = widefloat(B) .- widefloat(input_mean) .* a
+        spatial == 1 && ndims(X) > 1 && return narrowto(X, channelaffine(x, a, b))
         return narrowto(X, affine(x, shaped(a), shaped(b)))
     end
     dims = Tuple(i for i in 1:ndims(X) if i != max(ndims(X) - 1, 1) || ndims(X) == 1)
@@ -110,8 +225,7 @@ end
 
 @operator function InstanceNormalization(input, scale, B; epsilon=1f-5)
     normalized = standardize(widefloat(input), spatialdims(input), epsilon)
-    shaped(p) = channelshape(widefloat(p), ndims(input))
-    return narrowto(input, affine(normalized, shaped(scale), shaped(B)))
+    return narrowto(input, channelaffine(normalized, widefloat(scale), widefloat(B)))
 end
 
 """
@@ -128,11 +242,11 @@ function GroupNormalization end
     grouped = reshape(widefloat(X), :, Int(num_groups), size(X, ndims(X)))
     normalized = standardize(grouped, 1, epsilon)
     if opset < 21
-        y = affine(normalized, channelshape(widefloat(scale), 3), channelshape(widefloat(bias), 3))
+        y = channelaffine(normalized, widefloat(scale), widefloat(bias))
         return narrowto(X, reshape(y, size(X)))
     end
-    shaped(p) = channelshape(widefloat(p), ndims(X))
-    return narrowto(X, affine(reshape(normalized, size(X)), shaped(scale), shaped(bias)))
+    return narrowto(X, channelaffine(reshape(normalized, size(X)), widefloat(scale),
+                                     widefloat(bias)))
 end
 
 lastdims(axis, x) = ntuple(identity, dimension(axis, x))
@@ -179,10 +293,14 @@ end
     p in (1, 2) || unsupported("LpNormalization of order ", p)
     x = widefloat(input)
     norms = lproots(sum(lppower(x, p); dims=dimension(axis, x)), p)
-    return narrowto(input, x ./ nonzero.(norms))
+    return narrowto(input, x ./ nonzeros(norms))
 end
 
-nonzero(x) = ifelse(iszero(x), one(x), x)
+# Constant to a gradient: equality of dual numbers would compare their slopes too.
+nonzeros(x) = x .+ zeromask(x)
+zeromask(x) = eltype(x).(iszero.(x))
+
+@non_differentiable zeromask(::Any...)
 
 @operator function MeanVarianceNormalization(X; axes=[0, 2, 3])
     dims = Tuple(dimension(axis, X) for axis in axes)

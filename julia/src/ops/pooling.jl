@@ -4,7 +4,8 @@
     Windows
 
 Sliding windows over `spatial` dimensions, filled up to three with ones. `pads` are the node's,
-`(low, high)`; a window may reach beyond `high` where the output size was rounded up.
+`(low, high)`; a window may reach beyond `high` where the output size was rounded up. `rows` are the
+first and last outputs of a row, from 0, that have each tap of the kernel's first dimension inside.
 """
 struct Windows
     spatial::Int
@@ -14,6 +15,7 @@ struct Windows
     stride::NTuple{3,Int}
     dilation::NTuple{3,Int}
     pads::NTuple{3,Tuple{Int,Int}}
+    rows::Vector{Tuple{Int,Int}}
 end
 
 function slidingwindows(x; auto_pad, ceil_mode, dilations, kernel_shape, pads, strides)
@@ -34,8 +36,12 @@ function slidingwindows(x; auto_pad, ceil_mode, dilations, kernel_shape, pads, s
         return max(count - startsinpadding, 0)
     end
     three(values, filler) = ntuple(i -> i <= n ? values[i] : filler, 3)
+    rows = map(1:kernel[1]) do k
+        shift = (k - 1) * dilation[1] - both[1][1]
+        (max(0, cld(-shift, stride[1])), min(output[1] - 1, fld(input[1] - 1 - shift, stride[1])))
+    end
     return Windows(n, three(input, 1), three(output, 1), three(kernel, 1), three(stride, 1),
-                   three(dilation, 1), three(both, (0, 0)))
+                   three(dilation, 1), three(both, (0, 0)), rows)
 end
 
 @non_differentiable slidingwindows(::Any...)
@@ -62,13 +68,29 @@ indices of a plane.
             i2 = (o2 - 1) * w.stride[2] + (k2 - 1) * w.dilation[2] - low[2]
             0 <= i2 < n2 || continue
             for k1 in 1:w.kernel[1]
-                shift = (k1 - 1) * w.dilation[1] - low[1]
-                from = max(0, cld(-shift, w.stride[1]))
-                to = min(m1 - 1, fld(n1 - 1 - shift, w.stride[1]))
+                from, to = w.rows[k1]
                 from <= to || continue
-                f(1 + from + m1 * (o2 - 1 + m2 * (o3 - 1)),
-                  1 + from * w.stride[1] + shift + n1 * (i2 + n2 * i3), to - from + 1)
+                i1 = from * w.stride[1] + (k1 - 1) * w.dilation[1] - low[1]
+                f(1 + from + m1 * (o2 - 1 + m2 * (o3 - 1)), 1 + i1 + n1 * (i2 + n2 * i3),
+                  to - from + 1)
             end
+        end
+    end
+end
+
+"""
+    eachpair(f, output, input, count, stride)
+
+Call `f(o, i)` for the `count` outputs and inputs of a row; those of stride 1 together.
+"""
+@inline function eachpair(f, output, input, count, stride)
+    if stride == 1
+        @simd ivdep for j in 0:(count - 1)
+            f(output + j, input + j)
+        end
+    else
+        for j in 0:(count - 1)
+            f(output + j, input + stride * j)
         end
     end
 end
@@ -80,24 +102,71 @@ isgreater(v, m) = (v > m) | (v != v)
 
 The largest value of each window, a NaN if there is one. Padding counts as `-Inf`.
 """
-function maxwindows(x::Array{T}, w::Windows) where {T}
-    y = fill(typemin(T), outputsize(x, w))
+maxwindows(x::Array, w::Windows) = reducewindows(larger, typemin(eltype(x)), x, w)
+
+larger(m, v) = ifelse(isgreater(v, m), v, m)
+
+"""
+    reducewindows(op, init, x, w::Windows)
+
+Each window reduced by `op`: rows of inputs to a line, with `init` in the padding, and then the line.
+"""
+function reducewindows(op, init, x, w::Windows)
+    y = similar(x, outputsize(x, w))
     xs, ys = inputplanes(x, w), outputplanes(y, w)
     Threads.@threads for plane in axes(xs, 2)
-        maxplane!(ys, xs, w, plane)
+        line = fill(init, linelength(w))
+        for output in 1:(w.output[2] * w.output[3])
+            fill!(line, init)
+            eachinputrow(w, output) do from, to, count
+                reducerow!(op, line, xs, from, to, count, plane)
+            end
+            reduceline!(op, ys, line, w, output, plane)
+        end
     end
     return y
 end
 
-function maxplane!(ys, xs, w, plane)
-    stride = w.stride[1]
-    eachwindowrow(w) do output, input, count
-        @inbounds @simd ivdep for j in 0:(count - 1)
-            v, m = xs[input + j * stride, plane], ys[output + j, plane]
-            ys[output + j, plane] = ifelse(isgreater(v, m), v, m)
-        end
+function reducerow!(op, line, xs, from, to, count, plane)
+    @inbounds @simd ivdep for j in 1:count
+        line[to + j] = op(line[to + j], xs[from + j, plane])
     end
 end
+
+function reduceline!(op, ys, line, w, output, plane)
+    stride, dilation, taps = w.stride[1], w.dilation[1], w.kernel[1] - 1
+    start = (output - 1) * w.output[1]
+    @inbounds for o in 1:w.output[1]
+        i = 1 + (o - 1) * stride
+        value = line[i]
+        for k in 1:taps
+            value = op(value, line[i + k * dilation])
+        end
+        ys[start + o, plane] = value
+    end
+end
+
+"""
+    eachinputrow(f, w::Windows, output)
+
+Call `f(from, to, count)` for the rows of inputs that a row of outputs sees: inputs
+`from .+ (1:count)` of the plane are `to .+ (1:count)` of the line.
+"""
+@inline function eachinputrow(f, w::Windows, output)
+    n1, n2, n3 = w.input
+    low = map(first, w.pads)
+    count = min(n1, linelength(w) - low[1])
+    count > 0 || return
+    o3, o2 = fldmod(output - 1, w.output[2])
+    for k3 in 0:(w.kernel[3] - 1), k2 in 0:(w.kernel[2] - 1)
+        i3 = o3 * w.stride[3] + k3 * w.dilation[3] - low[3]
+        i2 = o2 * w.stride[2] + k2 * w.dilation[2] - low[2]
+        0 <= i3 < n3 && 0 <= i2 < n2 && f(n1 * (i2 + n2 * i3), low[1], count)
+    end
+end
+
+linelength(w::Windows) =
+    max((w.output[1] - 1) * w.stride[1] + (w.kernel[1] - 1) * w.dilation[1] + 1, 0)
 
 maxwindows(x::AbstractArray, w::Windows) = NNlib.maxpool(x, pooldims(x, w))
 
@@ -128,10 +197,9 @@ function maxpositions(x, w::Windows)
 end
 
 function positionsplane!(at, xs, w, plane)
-    stride = w.stride[1]
     eachwindowrow(w) do output, input, count
-        @inbounds for j in 0:(count - 1)
-            i, before = input + j * stride, at[output + j, plane]
+        for j in 0:(count - 1)
+            i, before = input + j * w.stride[1], at[output + j, plane]
             better = before == 0 || isgreater(xs[i, plane], xs[before, plane]) &&
                                     !isnan(xs[before, plane])
             at[output + j, plane] = better ? i : before
@@ -142,19 +210,31 @@ end
 @non_differentiable maxpositions(::Any...)
 
 function ChainRulesCore.rrule(::typeof(maxwindows), x::Array, w::Windows)
-    function maxwindows_pullback(dy)
-        at = outputplanes(maxpositions(x, w), w)
-        dx = zero(x)
-        scatterplanes!(inputplanes(dx, w), outputplanes(unthunk(dy), w), at)
-        return NoTangent(), dx, NoTangent()
-    end
-    return maxwindows(x, w), maxwindows_pullback
+    y = maxwindows(x, w)
+    maxwindows_pullback(dy) = (NoTangent(), maxwindowsgradient(unthunk(dy), y, x, w), NoTangent())
+    return y, maxwindows_pullback
 end
 
-function scatterplanes!(dx, dy, at)
-    Threads.@threads for plane in axes(at, 2)
-        @inbounds for k in axes(at, 1)
-            at[k, plane] > 0 && (dx[at[k, plane], plane] += dy[k, plane])
+# The first of equal values takes the gradient: what is left for others is zero then.
+function maxwindowsgradient(dy, y, x, w::Windows)
+    dx, left = zero(x), copyto!(similar(y), dy)
+    dxs, lefts, ys, xs = inputplanes(dx, w), outputplanes(left, w), outputplanes(y, w),
+                         inputplanes(x, w)
+    Threads.@threads for plane in axes(xs, 2)
+        maxplanegradient!(dxs, lefts, ys, xs, w, plane)
+    end
+    return dx
+end
+
+function maxplanegradient!(dxs, lefts, ys, xs, w, plane)
+    eachwindowrow(w) do output, input, count
+        eachpair(output, input, count, w.stride[1]) do o, i
+            @inbounds begin
+                v, share = xs[i, plane], lefts[o, plane]
+                chosen = (v == ys[o, plane]) | (v != v)
+                dxs[i, plane] += ifelse(chosen, share, zero(share))
+                lefts[o, plane] = ifelse(chosen, zero(share), share)
+            end
         end
     end
 end
@@ -164,41 +244,34 @@ end
 
 The sum of each window; `addwindows` is its adjoint.
 """
-function sumwindows(x::Array{T}, w::Windows) where {T}
-    y = zeros(T, outputsize(x, w))
-    xs, ys = inputplanes(x, w), outputplanes(y, w)
-    Threads.@threads for plane in axes(xs, 2)
-        sumplane!(ys, xs, w, plane)
-    end
-    return y
-end
-
-function sumplane!(ys, xs, w, plane)
-    stride = w.stride[1]
-    eachwindowrow(w) do output, input, count
-        @inbounds @simd ivdep for j in 0:(count - 1)
-            ys[output + j, plane] += xs[input + j * stride, plane]
-        end
-    end
-end
-
+sumwindows(x::Array, w::Windows) = reducewindows(+, zero(eltype(x)), x, w)
 sumwindows(x::AbstractArray, w::Windows) = NNlib.meanpool(x, pooldims(x, w)) .* prod(w.kernel)
 
 function addwindows(dy, x, w::Windows)
     dx = zero(x)
     dxs, dys = inputplanes(dx, w), outputplanes(dy, w)
     Threads.@threads for plane in axes(dxs, 2)
-        addplane!(dxs, dys, w, plane)
+        line = zeros(eltype(x), linelength(w))
+        for output in 1:(w.output[2] * w.output[3])
+            spreadline!(fill!(line, 0), dys, w, output, plane)
+            eachinputrow(w, output) do from, to, count
+                addrow!(dxs, line, from, to, count, plane)
+            end
+        end
     end
     return dx
 end
 
-function addplane!(dxs, dys, w, plane)
-    stride = w.stride[1]
-    eachwindowrow(w) do output, input, count
-        @inbounds @simd ivdep for j in 0:(count - 1)
-            dxs[input + j * stride, plane] += dys[output + j, plane]
-        end
+function spreadline!(line, dys, w, output, plane)
+    start = (output - 1) * w.output[1]
+    @inbounds for o in 1:w.output[1], k in 0:(w.kernel[1] - 1)
+        line[1 + (o - 1) * w.stride[1] + k * w.dilation[1]] += dys[start + o, plane]
+    end
+end
+
+function addrow!(dxs, line, from, to, count, plane)
+    @inbounds @simd ivdep for j in 1:count
+        dxs[from + j, plane] += line[to + j]
     end
 end
 

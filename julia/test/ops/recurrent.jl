@@ -51,7 +51,7 @@ end
                   x, wave(2, 12, 2), wave(3, 12, 2), wave(24, 2), h, c, wave(9, 2))
     checkgradient((x, w, r) -> LSTM(x, w, r; layout=1, direction="reverse")[1], x,
                   wave(2, 12, 1), wave(3, 12, 1))
-    for name in ("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Elu", "Softsign", "Softplus")
+    for name in ("LeakyRelu", "HardSigmoid", "Elu")
         checkgradient(x -> RNN(x, wave(2, 3, 1), wave(3, 3, 1); activations=[name])[1], x)
     end
 end
