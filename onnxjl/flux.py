@@ -188,6 +188,16 @@ class FluxModel:
                 value, deltas = self._python_loss(loss, passed, target)
             return float(value), bridge.backward(passed, deltas)
 
+    def trainmode(self) -> FluxModel:
+        """Make normalizations use, and keep, the statistics of each batch; returns the model."""
+        julia().Flux.trainmode_b(self.julia)
+        return self
+
+    def testmode(self) -> FluxModel:
+        """Make normalizations use the statistics that they keep, as at first; returns the model."""
+        julia().Flux.testmode_b(self.julia)
+        return self
+
     def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
         """Return a copy in float64 with its weights moved.
 
