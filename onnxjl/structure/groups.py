@@ -505,22 +505,21 @@ class _Builder:
             [self._factors(places, product.axes) for product in products],
             groups,
         )
-        weights, itemsizes, floating = [], [], []
+        # Weights of the same axes, as of a normalization, are one term.
+        terms: dict[ax.Axes, tuple[float, int]] = {}
         for name, value in self.run.graph.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None:
                 continue
-            axes = self.run.axes.get(name)
             shape = self.run.shapes.sizes[name]
-            weights.append(
-                self._factors(places, axes)
-                if axes is not None and 0 not in shape
-                else [Size(math.prod(shape))]
-            )
-            itemsizes.append(tensor.dtype.itemsize)
-            floating.append(1 if tensor.dtype in FLOATING else 0)
-        size_in_bytes = Cost(itemsizes, weights, groups)
-        params = size_in_bytes.weighted(floating)
+            axes = self.run.axes.get(name)
+            if axes is None or 0 in shape:
+                axes = (ax.plain(math.prod(shape)),)
+            itemsizes, floating = terms.get(axes, (0, 0))
+            terms[axes] = itemsizes + tensor.dtype.itemsize, floating + (tensor.dtype in FLOATING)
+        weights = [self._factors(places, axes) for axes in terms]
+        size_in_bytes = Cost([itemsizes for itemsizes, _ in terms.values()], weights, groups)
+        params = size_in_bytes.weighted([floating for _, floating in terms.values()])
         return macs, params, size_in_bytes, tuple(node_name(product.node) for product in products)
 
     def _factors(self, places: Places, axes: Sequence[Axis]) -> list[Size]:
