@@ -104,7 +104,7 @@ def select(
 
 def _best(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     """Return a mask of the `count` highest scores; of equal ones the first stay."""
-    order = np.lexsort((np.arange(len(scores)), -scores))
+    order = np.argsort(-scores, kind="stable")
     mask = np.zeros(len(scores), dtype=bool)
     mask[order[:count]] = True
     return mask
@@ -217,10 +217,9 @@ class _Selection:
 
     def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
         """Remove units in the order of their scores until the cost is met (bisection)."""
-        owner = np.concatenate([np.full(self.sizes[n], n) for n in self.free.tolist()])
-        index = np.concatenate([np.arange(self.sizes[n])[::-1] for n in self.free.tolist()])
+        owner = np.repeat(self.free, self.sizes[self.free])
         score = np.concatenate([self.scores[n][::-1] for n in self.free.tolist()])
-        ranked = owner[np.lexsort((-index, owner, score))]
+        ranked = owner[np.argsort(score, kind="stable")]
 
         def at(removed: int) -> NDArray[np.int64]:
             gone = np.bincount(ranked[:removed], minlength=len(self.sizes))

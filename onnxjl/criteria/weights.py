@@ -57,7 +57,7 @@ class Scoring:
 
     @cached_property
     def counting(self) -> frozenset[str]:
-        """The weights whose magnitude counts: floating ones of contractions, of two axes or more."""
+        """The weights whose magnitude counts: those of contractions, of two axes or more."""
         return frozenset(
             name
             for name, value in self.graph.model.graph.initializers.items()

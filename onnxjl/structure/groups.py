@@ -367,10 +367,11 @@ class _Builder:
         able = size[inverse] > 1
         units = allowed[able]
         order = first[inverse][able]
-        units = units[np.lexsort((units, order))]
+        place = np.argsort(order, kind="stable")
+        units, order = units[place], order[place]
         unit_at = np.full(count, -1, dtype=np.int64)
         unit_at[units] = np.arange(len(units))
-        starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
+        starts = np.flatnonzero(np.diff(order, prepend=-1))
         group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
         return units, unit_at[self.roots], group_of.astype(np.int64), starts.astype(np.int64)
 
@@ -382,7 +383,7 @@ class _Builder:
         """
         random = np.random.default_rng(0)
         units = len(self.group_of)
-        order = np.lexsort((random.random(units), self.group_of))
+        order = np.argsort(self.group_of + random.random(units))
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
         kept[order] = rank < random.integers(1, self.widths)[self.group_of]
