@@ -85,7 +85,7 @@ class Scoring:
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
         others = tuple(other for other in range(leading.ndim) if other != axis)
-        result: np.ndarray = _fold(order).reduce(leading, axis=others)
+        result: np.ndarray = _fold(order).reduce(leading, axis=others) if others else leading
         self._along[place] = result
         return result
 
