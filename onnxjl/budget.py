@@ -213,6 +213,7 @@ class _Selection:
 
     def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
         """Remove units in the order of their scores until the cost is met (bisection)."""
+        # Of equal scores the first group's go first, and of these the last: a stable sort's order.
         owner = np.repeat(self.free, self.sizes[self.free])
         score = np.concatenate([self.scores[n][::-1] for n in self.free.tolist()])
         ranked = owner[np.argsort(score, kind="stable")]

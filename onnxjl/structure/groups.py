@@ -367,8 +367,8 @@ class _Builder:
         able = size[inverse] > 1
         units = allowed[able]
         order = first[inverse][able]
-        place = np.argsort(order, kind="stable")
-        units, order = units[place], order[place]
+        in_order = np.argsort(order, kind="stable")
+        units, order = units[in_order], order[in_order]
         unit_at = np.full(count, -1, dtype=np.int64)
         unit_at[units] = np.arange(len(units))
         starts = np.flatnonzero(np.diff(order, prepend=-1))
@@ -383,7 +383,7 @@ class _Builder:
         """
         random = np.random.default_rng(0)
         units = len(self.group_of)
-        order = np.argsort(self.group_of + random.random(units))
+        order = np.argsort(self.group_of + random.random(units))  # at random within each group
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
         kept[order] = rank < random.integers(1, self.widths)[self.group_of]
