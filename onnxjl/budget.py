@@ -95,19 +95,11 @@ def select(
     selection = _Selection(structure, offered, scores, request)
     counts = selection.counts()
     keep = [np.ones(g.size, dtype=bool) for g in structure.groups]
-    for number, score in zip(offered, scores, strict=True):
-        keep[number] = _best(score, int(counts[number]))
+    for number in offered:
+        keep[number][selection.ranked[number][counts[number] :]] = False
     if all(k.all() for k in keep):
         raise BudgetError("the request would change nothing: " + selection.why_nothing())
     return keep
-
-
-def _best(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Return a mask of the `count` highest scores; of equal ones the first stay."""
-    order = np.lexsort((np.arange(len(scores)), -scores))
-    mask = np.zeros(len(scores), dtype=bool)
-    mask[order[:count]] = True
-    return mask
 
 
 class _Selection:
@@ -123,7 +115,11 @@ class _Selection:
         self.structure = structure
         self.request = request
         self.sizes = structure.sizes
-        self.scores = {n: np.sort(s)[::-1] for n, s in zip(offered, scores, strict=True)}
+        # Best first; of equal units the first stay.
+        self.ranked = {
+            n: np.argsort(-s, kind="stable") for n, s in zip(offered, scores, strict=True)
+        }
+        self.scores = {n: s[self.ranked[n]] for n, s in zip(offered, scores, strict=True)}
         self.fixed = self._asked_for_by_pattern(offered)
         self.free = np.array([n for n in offered if n not in self.fixed], dtype=np.int64)
         self.least = self.sizes.copy()
@@ -217,10 +213,10 @@ class _Selection:
 
     def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
         """Remove units in the order of their scores until the cost is met (bisection)."""
-        owner = np.concatenate([np.full(self.sizes[n], n) for n in self.free.tolist()])
-        index = np.concatenate([np.arange(self.sizes[n])[::-1] for n in self.free.tolist()])
+        # Of equal scores the first group's go first, and of these the last: a stable sort's order.
+        owner = np.repeat(self.free, self.sizes[self.free])
         score = np.concatenate([self.scores[n][::-1] for n in self.free.tolist()])
-        ranked = owner[np.lexsort((-index, owner, score))]
+        ranked = owner[np.argsort(score, kind="stable")]
 
         def at(removed: int) -> NDArray[np.int64]:
             gone = np.bincount(ranked[:removed], minlength=len(self.sizes))

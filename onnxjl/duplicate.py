@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from onnxjl.graph import subgraphs
 
+Tensors = Mapping[str, ir.Tensor]
 
-def duplicate(model: ir.Model) -> ir.Model:
+
+def duplicate(model: ir.Model, tensors: Tensors) -> ir.Model:
     """Return a copy with nodes, values and shapes of its own; tensors and attributes are shared.
 
-    It is what ``model.clone()`` returns, which takes twice as long for a graph without subgraphs.
+    It is what ``model.clone()`` makes, which takes twice as long for a graph without subgraphs.
+
+    Parameters
+    ----------
+    tensors : initializer name -> the weight that the copy has in place of the model's.
     """
     if model.functions or model.device_configurations or not all(map(_is_flat, model.graph)):
-        return model.clone()
+        copy = model.clone()
+        for name, tensor in tensors.items():
+            value = copy.graph.initializers[name]
+            value.const_value, value.shape = tensor, tensor.shape
+        return copy
     return ir.Model(
-        _graph(model.graph),
+        _graph(model.graph, tensors),
         ir_version=model.ir_version,
         producer_name=model.producer_name,
         producer_version=model.producer_version,
@@ -31,9 +43,9 @@ def _is_flat(node: ir.Node) -> bool:
     return not node.device_configurations and not subgraphs(node)
 
 
-def _graph(graph: ir.Graph) -> ir.Graph:
-    copies: dict[ir.Value, ir.Value] = {}
-    for value in (*graph.inputs, *graph.initializers.values()):
+def _graph(graph: ir.Graph, tensors: Tensors) -> ir.Graph:
+    copies = {value: _value(value, tensors.get(name)) for name, value in graph.initializers.items()}
+    for value in graph.inputs:
         if value not in copies:
             copies[value] = _value(value)
     nodes = []
@@ -51,7 +63,7 @@ def _graph(graph: ir.Graph) -> ir.Graph:
                 version=node.version,
                 name=node.name,
                 doc_string=node.doc_string,
-                metadata_props=dict(node.metadata_props),
+                metadata_props=dict(node.metadata_props) or None,
             )
         )
         if node.meta:
@@ -70,14 +82,19 @@ def _graph(graph: ir.Graph) -> ir.Graph:
     return result
 
 
-def _value(value: ir.Value) -> ir.Value:
+def _value(value: ir.Value, tensor: ir.Tensor | None = None) -> ir.Value:
+    """Copy a value, with another weight if one is given."""
+    if tensor is not None:
+        shape: ir.Shape | None = tensor.shape
+    else:
+        shape = None if value.shape is None else value.shape.copy()
     copy = ir.Value(
         name=value.name,
         type=value.type,
-        shape=None if value.shape is None else value.shape.copy(),
+        shape=shape,
         doc_string=value.doc_string,
-        const_value=value.const_value,
-        metadata_props=dict(value.metadata_props),
+        const_value=value.const_value if tensor is None else tensor,
+        metadata_props=dict(value.metadata_props) or None,
     )
     if value.meta:
         copy.meta.update(value.meta)

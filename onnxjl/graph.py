@@ -111,14 +111,18 @@ FLOATING = frozenset(dtype for dtype in ir.DataType if dtype.is_floating_point()
 """Element types that are real numbers."""
 
 
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+
+
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Return the graphs that a node's attributes hold."""
     found: list[ir.Graph] = []
     # onnx_ir's mapping looks up one attribute after another: its dictionary is many times faster.
     for attribute in node.attributes.data.values():
-        if attribute.type == ir.AttributeType.GRAPH:
+        kind = attribute.type
+        if kind == _GRAPH:
             found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif kind == _GRAPHS:
             found.extend(attribute.as_graphs())
     return found
 

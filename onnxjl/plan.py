@@ -252,37 +252,12 @@ def apply(graph: Graph, plan: Plan) -> Graph:
             "the plan was made for another graph: its source's fingerprint is "
             f"{str(plan.source['sha256'])[:12]}…, this graph's {graph.fingerprint[:12]}…"
         )
-    model = duplicate(graph.model)
-    initializers = model.graph.initializers
-    for name, axes in plan.kept.items():
-        value, tensor = _initializer(initializers, name)
-        array = tensor.numpy()
-        for axis, indices in axes.items():
-            if axis >= array.ndim or (len(indices) and indices[-1] >= array.shape[axis]):
-                raise PlanError(f"'{name}' has shape {array.shape}: no such index on axis {axis}")
-            array = np.take(array, indices, axis=axis)
-        _replace(value, array, tensor.dtype)
-        unmap(tensor)
-    for name, constant in plan.constants.items():
-        value, tensor = _initializer(initializers, name)
-        if not tensor.dtype.is_integer():
-            raise PlanError(f"'{name}' holds {tensor.dtype.name.lower()}, and is no constant")
-        _replace(value, np.asarray(constant).astype(tensor.dtype.numpy()), tensor.dtype)
-    nodes = {node_name(node): node for node in model.graph}
-    for name, values in plan.attributes.items():
-        if name not in nodes:
-            raise PlanError(f"no node is called '{name}'")
-        for key, setting in values.items():
-            nodes[name].attributes[key] = ir.convenience.convert_attribute(key, setting)
-    for name in plan.removed_nodes:
-        if name not in nodes:
-            raise PlanError(f"no node is called '{name}'")
-        node = nodes[name]
-        passed = node.inputs[0]
-        if passed is None:
-            raise PlanError(f"node '{name}' has no input to stand in for it")
-        node.outputs[0].replace_all_uses_with(passed)
-        model.graph.remove(node, safe=True)
+    tensors = {
+        **{name: _cut(graph, name, axes) for name, axes in plan.kept.items()},
+        **{name: _constant(graph, name, value) for name, value in plan.constants.items()},
+    }
+    model = duplicate(graph.model, tensors)
+    _edit_nodes(model.graph, plan)
     if plan.sizes is None:
         _infer_shapes(model)
     else:
@@ -299,6 +274,56 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     )
 
 
+def _cut(graph: Graph, name: str, axes: Mapping[int, NDArray[np.int64]]) -> ir.Tensor:
+    """Return a weight with the indices that stay."""
+    tensor = _initializer(graph, name)
+    array = tensor.numpy()
+    for axis, indices in axes.items():
+        if axis >= array.ndim or (len(indices) and indices[-1] >= array.shape[axis]):
+            raise PlanError(f"'{name}' has shape {array.shape}: no such index on axis {axis}")
+        array = array.take(indices, axis=axis)
+    unmap(tensor)
+    return _tensor(array, tensor.dtype, name)
+
+
+def _constant(graph: Graph, name: str, value: np.ndarray) -> ir.Tensor:
+    """Return a new value of a shape constant."""
+    dtype = _initializer(graph, name).dtype
+    if not dtype.is_integer():
+        raise PlanError(f"'{name}' holds {dtype.name.lower()}, and is no constant")
+    return _tensor(np.asarray(value).astype(dtype.numpy()), dtype, name)
+
+
+def _initializer(graph: Graph, name: str) -> ir.TensorProtocol:
+    value = graph.model.graph.initializers.get(name)
+    if value is None or value.const_value is None:
+        raise PlanError(f"no initializer is called '{name}'")
+    return value.const_value
+
+
+def _tensor(array: np.ndarray, dtype: ir.DataType, name: str) -> ir.Tensor:
+    # Not ascontiguousarray, which makes a scalar an array of one.
+    return ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
+
+
+def _edit_nodes(network: ir.Graph, plan: Plan) -> None:
+    """Set attributes, and take nodes out."""
+    nodes = {node_name(node): node for node in network}
+    for name in (*plan.attributes, *plan.removed_nodes):
+        if name not in nodes:
+            raise PlanError(f"no node is called '{name}'")
+    for name, values in plan.attributes.items():
+        for key, setting in values.items():
+            nodes[name].attributes[key] = ir.convenience.convert_attribute(key, setting)
+    for name in plan.removed_nodes:
+        node = nodes[name]
+        passed = node.inputs[0]
+        if passed is None:
+            raise PlanError(f"node '{name}' has no input to stand in for it")
+        node.outputs[0].replace_all_uses_with(passed)
+        network.remove(node, safe=True)
+
+
 def _infer_shapes(model: ir.Model) -> None:
     """Infer the shapes of intermediate values anew."""
     for node in model.graph:
@@ -312,26 +337,9 @@ def _shrink_shapes(model: ir.Model, sizes: Mapping[str, Mapping[int, int]]) -> N
     """Write the shapes that intermediate values have now."""
     for node in model.graph:
         for value in node.outputs:
-            changed = sizes.get(value.name or "")
-            if changed is None or value.shape is None:
+            changed, shape = sizes.get(value.name or ""), value.shape
+            if changed is None or shape is None:
                 continue
-            shape = value.shape.copy()
             for axis, size in changed.items():
                 # A symbolic size that shrinks, as batch times heads, has no name of its own.
                 shape[axis] = size if isinstance(shape[axis], int) else None
-            value.shape = shape
-
-
-def _initializer(
-    initializers: Mapping[str, ir.Value], name: str
-) -> tuple[ir.Value, ir.TensorProtocol]:
-    value = initializers.get(name)
-    if value is None or value.const_value is None:
-        raise PlanError(f"no initializer is called '{name}'")
-    return value, value.const_value
-
-
-def _replace(value: ir.Value, array: np.ndarray, dtype: ir.DataType) -> None:
-    # Not ascontiguousarray, which makes a scalar an array of one.
-    tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=value.name)
-    value.const_value, value.shape = tensor, tensor.shape

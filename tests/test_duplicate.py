@@ -58,7 +58,7 @@ def network(*, subgraph: bool) -> ir.Model:
 @pytest.mark.parametrize("subgraph", [False, True])
 def test_duplicate_serializes_to_the_same_model(subgraph: bool) -> None:
     model = network(subgraph=subgraph)
-    copy = duplicate(model)
+    copy = duplicate(model, {})
     assert ir.serde.serialize_model(copy) == ir.serde.serialize_model(model)
     onnx.checker.check_model(ir.serde.serialize_model(copy))
 
@@ -66,7 +66,7 @@ def test_duplicate_serializes_to_the_same_model(subgraph: bool) -> None:
 def test_duplicate_shares_weights_but_no_value_node_or_shape() -> None:
     model = network(subgraph=False)
     before = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    copy = duplicate(model)
+    copy = duplicate(model, {})
     assert copy.graph.initializers["w"].const_value is model.graph.initializers["w"].const_value
     for node in copy.graph:
         node.name = f"{node.name} again"
@@ -80,3 +80,18 @@ def test_duplicate_shares_weights_but_no_value_node_or_shape() -> None:
     copy.graph.opset_imports[""] = 18
     copy.metadata_props["key"] = "changed"
     assert ir.serde.serialize_model(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("subgraph", [False, True])
+def test_duplicate_takes_other_weights_in_place_of_the_models(subgraph: bool) -> None:
+    model = network(subgraph=subgraph)
+    before = ir.serde.serialize_model(model)
+    weight = ir.Tensor(np.arange(4, dtype=np.float32).reshape(2, 2), name="w")
+    copy = duplicate(model, {"w": weight})
+    value = copy.graph.initializers["w"]
+    assert value.const_value is weight
+    assert value.shape == (2, 2)
+    expected = ir.serde.serialize_model(model)
+    expected.graph.initializer[0].CopyFrom(ir.serde.serialize_tensor(weight))
+    assert ir.serde.serialize_model(copy).graph.initializer == expected.graph.initializer
+    assert ir.serde.serialize_model(model) == before

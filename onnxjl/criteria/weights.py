@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -61,7 +61,6 @@ class Scoring:
         self.loss = loss
         self.computed: dict[Any, Any] = {}
         self._roles: dict[str, Role] = {}
-        self.counted = cache(partial(_counted, graph))
         self._along: dict[tuple[str, int, Order], np.ndarray] = {}
         self._totals: dict[tuple[str, Order], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -70,6 +69,23 @@ class Scoring:
         if tensor not in self._roles:
             self._roles[tensor] = role(self.graph.model.graph.initializers[tensor])
         return self._roles[tensor]
+
+    @cached_property
+    def counting(self) -> frozenset[str]:
+        """The weights whose magnitude counts: those of contractions, of two axes or more."""
+        return frozenset(
+            name
+            for name, value in self.graph.model.graph.initializers.items()
+            if value.const_value is not None
+            and len(value.const_value.shape) >= 2
+            and value.const_value.dtype in FLOATING
+            and self.role(name).contracted
+        )
+
+    def floating(self, tensor: str) -> bool:
+        """Whether a weight's elements are real numbers."""
+        weight = self.graph.model.graph.initializers[tensor].const_value
+        return weight is not None and weight.dtype in FLOATING
 
     def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
         """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
@@ -84,7 +100,7 @@ class Scoring:
         if axis >= leading.ndim:
             leading, axis = trailing, axis - leading.ndim
         others = tuple(other for other in range(leading.ndim) if other != axis)
-        result: np.ndarray = _fold(order).reduce(leading, axis=others)
+        result: np.ndarray = _fold(order).reduce(leading, axis=others) if others else leading
         self._along[place] = result
         return result
 
@@ -101,7 +117,10 @@ class GroupWeights(Mapping[str, np.ndarray]):
     def __init__(self, scoring: Scoring, group: Group) -> None:
         self.scoring = scoring
         self.group = group
-        self._names = tuple(dict.fromkeys(member.tensor for member in group.members))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(member.tensor for member in self.group.members))
 
     def __getitem__(self, tensor: str) -> np.ndarray:
         if tensor not in self._names:
@@ -124,14 +143,14 @@ class GroupWeights(Mapping[str, np.ndarray]):
         inputs alike: biases and the parameters of normalizations don't count, unless the group has
         nothing else.
         """
-        counts = [(member, self.scoring.counted(member.tensor)) for member in self.group.members]
-        floating = [member for member, counted in counts if counted is not None]
-        weights = [member for member, counted in counts if counted]
-        if not floating:
+        counting, members = self.scoring.counting, self.group.members
+        found = [member for member in members if member.tensor in counting]
+        found = found or [member for member in members if self.scoring.floating(member.tensor)]
+        if not found:
             raise WeightError(
                 f"group '{self.group.name}': it has no floating-point weight to score"
             )
-        return tuple(weights or floating)
+        return tuple(found)
 
     @cached_property
     def producers(self) -> tuple[Member, ...]:
@@ -211,15 +230,6 @@ class GroupWeights(Mapping[str, np.ndarray]):
             f"{start} holds {what} (first at [{index}]) and can't be scored; "
             "repair the model, or leave its layer whole (ignore=, --ignore)"
         )
-
-
-def _counted(graph: Graph, tensor: str) -> bool | None:
-    """Whether a weight's magnitude counts (a contraction's does); None if it isn't floating."""
-    weight = graph.model.graph.initializers[tensor]
-    assert weight.const_value is not None
-    if weight.const_value.dtype not in FLOATING:
-        return None
-    return len(weight.const_value.shape) >= 2 and role(weight).contracted
 
 
 def _fold(order: Order) -> np.ufunc:

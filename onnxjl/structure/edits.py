@@ -98,10 +98,11 @@ class Editor:
         return tuple(self._new_size(axis) for axis in axes)
 
     def new_sizes(self) -> dict[str, dict[int, int]]:
-        """Return the axes that shrink of all values, with their new sizes."""
+        """Return the axes that shrink of intermediate values, with their new sizes."""
         found: dict[str, dict[int, int]] = {}
+        weights = self._run.graph.model.graph.initializers
         for key, axes in self._run.axes.items():
-            for i, axis in enumerate(axes):
+            for i, axis in enumerate(() if key in weights else axes):
                 if self._shrinks(axis):
                     found.setdefault(key, {})[i] = self._new_size(axis)
         return found

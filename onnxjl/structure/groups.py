@@ -367,10 +367,11 @@ class _Builder:
         able = size[inverse] > 1
         units = allowed[able]
         order = first[inverse][able]
-        units = units[np.lexsort((units, order))]
+        in_order = np.argsort(order, kind="stable")
+        units, order = units[in_order], order[in_order]
         unit_at = np.full(count, -1, dtype=np.int64)
         unit_at[units] = np.arange(len(units))
-        starts = np.flatnonzero(np.diff(np.sort(order), prepend=-1))
+        starts = np.flatnonzero(np.diff(order, prepend=-1))
         group_of = np.searchsorted(starts, np.arange(len(units)), side="right") - 1
         return units, unit_at[self.roots], group_of.astype(np.int64), starts.astype(np.int64)
 
@@ -382,7 +383,7 @@ class _Builder:
         """
         random = np.random.default_rng(0)
         units = len(self.group_of)
-        order = np.lexsort((random.random(units), self.group_of))
+        order = np.argsort(self.group_of + random.random(units))  # at random within each group
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
         kept[order] = rank < random.integers(1, self.widths)[self.group_of]
@@ -505,22 +506,21 @@ class _Builder:
             [self._factors(places, product.axes) for product in products],
             groups,
         )
-        weights, itemsizes, floating = [], [], []
+        # Weights of the same axes, as of a normalization, are one term.
+        terms: dict[ax.Axes, tuple[float, int]] = {}
         for name, value in self.run.graph.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None:
                 continue
-            axes = self.run.axes.get(name)
             shape = self.run.shapes.sizes[name]
-            weights.append(
-                self._factors(places, axes)
-                if axes is not None and 0 not in shape
-                else [Size(math.prod(shape))]
-            )
-            itemsizes.append(tensor.dtype.itemsize)
-            floating.append(1 if tensor.dtype in FLOATING else 0)
-        size_in_bytes = Cost(itemsizes, weights, groups)
-        params = size_in_bytes.weighted(floating)
+            axes = self.run.axes.get(name)
+            if axes is None or 0 in shape:
+                axes = (ax.plain(math.prod(shape)),)
+            itemsizes, floating = terms.get(axes, (0, 0))
+            terms[axes] = itemsizes + tensor.dtype.itemsize, floating + (tensor.dtype in FLOATING)
+        weights = [self._factors(places, axes) for axes in terms]
+        size_in_bytes = Cost([itemsizes for itemsizes, _ in terms.values()], weights, groups)
+        params = size_in_bytes.weighted([floating for _, floating in terms.values()])
         return macs, params, size_in_bytes, tuple(node_name(product.node) for product in products)
 
     def _factors(self, places: Places, axes: Sequence[Axis]) -> list[Size]:

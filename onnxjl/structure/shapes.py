@@ -64,9 +64,9 @@ class Shapes:
             tensor = value.const_value
             if tensor is None:
                 continue
-            self.sizes[name] = cast(Shape, tensor.shape.numpy())
+            shape = self.sizes[name] = cast(Shape, tensor.shape.dims)
             self._types[name] = int(tensor.dtype)
-            if is_shape_constant(tensor):
+            if _is_shape_constant(tensor.dtype, math.prod(shape)):
                 self.known[name] = tensor.numpy()
         for value in model.graph.inputs:
             if value.name is not None and value.dtype is not None:
@@ -198,11 +198,11 @@ class Shapes:
             self._take(name, kind)
 
 
-def is_shape_constant(tensor: ir.TensorProtocol) -> bool:
+def _is_shape_constant(dtype: ir.DataType, elements: int) -> bool:
     """Return whether a constant takes part in shape arithmetic: few integers, or a float scalar."""
-    if tensor.dtype in FLOATING:
-        return tensor.size == 1
-    return tensor.dtype != ir.DataType.STRING and tensor.size <= MOST_ELEMENTS
+    if dtype in FLOATING:
+        return elements == 1
+    return dtype != ir.DataType.STRING and elements <= MOST_ELEMENTS
 
 
 def evaluate(
