@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjl import handover
+from onnxjl import handover, julia_environment
 from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from onnxjl.save import Saved
 
 _started: Any = None
+_failed: JuliaError | None = None
+"""Why Julia failed while it was being started: a process can start it once."""
 
 
 def julia() -> Any:
@@ -47,35 +53,111 @@ def julia() -> Any:
 
 
 def _start() -> Any:
-    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
-    try:
-        import juliacall
-    except Exception as error:
-        raise JuliaError(f"Julia can't be started: {error}") from error
+    running = "juliacall" in sys.modules
+    juliacall = sys.modules["juliacall"] if running else _import_juliacall()
+    if not hasattr(juliacall, "Main"):
+        raise JuliaError(
+            "juliacall was imported, but Julia wasn't started (PYTHON_JULIACALL_INIT is 'no'); "
+            "don't set it, and start Python anew"
+        )
     main = juliacall.Main
-    folder = str(Path(__file__).with_name("julia").resolve())
+    folder = str(julia_environment.FOLDER)
     with _as_julia_error():
         # At the end: a package finds its dependencies only in environments before its own.
         if folder not in main.LOAD_PATH:
             main.push_b(main.LOAD_PATH, folder)
+        if running:
+            _check_packages(main)
         main.Base.require(main, main.Symbol("PythonCall"))
-        return main.Base.require(main, main.Symbol("OnnxJL"))
+        module = main.Base.require(main, main.Symbol("OnnxJL"))
+        source = Path(str(main.Base.pathof(module))).resolve()
+    if not source.is_relative_to(folder):
+        warnings.warn(
+            f"Julia has OnnxJL from {source.parents[1]}, and this onnxjl brings its own in "
+            f"{folder}: where they differ, things go wrong; `]rm OnnxJL` takes the other out of "
+            "the Julia project",
+            stacklevel=4,
+        )
+    return module
+
+
+def _import_juliacall() -> Any:
+    """Start Julia, after a look at what there is."""
+    global _failed
+    if _failed is not None:
+        raise _failed
+    julia_environment.inspect(julia_environment.find()).check()
+    # With one thread, signals are Python's alone. With several, Julia's garbage collector needs
+    # some, and Julia takes all of them.
+    several = julia_environment.threads() != "1"
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes" if several else "no")
+    with warnings.catch_warnings(), _python_signals():
+        if sys.platform == "linux":
+            # True of releases whose libraries export LLVM's symbols; either order works since.
+            warnings.filterwarnings("ignore", "torch was imported before juliacall")
+        try:
+            import juliacall
+        except Exception as error:
+            _failed = JuliaError(
+                f"Julia can't be started: {_first_line(str(error))}; `onnxjl doctor` says more"
+            )
+            raise _failed from error
+    return juliacall
+
+
+@contextlib.contextmanager
+def _python_signals() -> Iterator[None]:
+    """Give Python what it had of Ctrl-C and termination before, even if Julia took them."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not (main_thread and hasattr(signal, "pthread_sigmask")):
+        yield
+        return
+    ours = {signal.SIGINT, signal.SIGTERM}
+    handlers = {number: signal.getsignal(number) for number in ours}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours - blocked)
+
+
+def _check_packages(main: Any) -> None:
+    """Raise a JuliaError if the Julia that somebody else started lacks a package."""
+    missing = [
+        package.name
+        for package in julia_environment.requirements()
+        if main.Base.locate_package(main.Base.PkgId(main.Base.UUID(package.uuid), package.name))
+        is None
+    ]
+    if missing:
+        raise JuliaError(
+            f"juliacall is already running, with the Julia project {main.Base.active_project()}, "
+            f"which lacks {', '.join(missing)}: `]add {' '.join(missing)}` there, or start onnxjl "
+            "before what started it"
+        )
 
 
 @contextlib.contextmanager
 def _as_julia_error() -> Iterator[None]:
     """Turn an error in Julia into one of ours: one line, with the cause chained."""
-    import juliacall
-
+    juliacall = sys.modules["juliacall"]
     try:
         yield
     except juliacall.JuliaError as error:
+        # Without Julia's stack, which `julia_traceback` has.
+        cause = juliacall.JuliaError(error.exception)
         if _started is None:
-            raise JuliaError(f"Julia can't load OnnxJL: {_first_line(str(error))}") from error
+            raise JuliaError(
+                f"Julia can't load OnnxJL: {_first_line(str(cause))}; `onnxjl doctor` says more",
+                error,
+            ) from cause
         kind, text = _started.explain(error.exception)
         if kind == "unsupported":
-            raise UnsupportedOperator(text) from error
-        raise JuliaError(_first_line(text)) from error
+            raise UnsupportedOperator(text) from cause
+        raise JuliaError(_first_line(text), error) from cause
     except TypeError as error:  # What juliacall makes of a MethodError.
         if not str(error).startswith("Julia: "):
             raise
