@@ -58,7 +58,8 @@ class Diagnosis:
 
     def facts(self) -> dict[str, Any]:
         """Return all of it as plain values, for JSON."""
-        return {"works": self.works, **asdict(self)}
+        versions = {"onnxjl": onnxjl.__version__, "Python": platform.python_version()}
+        return {"works": self.works, **asdict(self), "python": {**versions, **self.python}}
 
 
 def diagnose() -> Diagnosis:

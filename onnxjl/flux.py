@@ -62,7 +62,7 @@ def _start() -> Any:
         )
     main = juliacall.Main
     folder = str(julia_environment.FOLDER)
-    with _as_julia_error():
+    with as_julia_error():
         # At the end: a package finds its dependencies only in environments before its own.
         if folder not in main.LOAD_PATH:
             main.push_b(main.LOAD_PATH, folder)
@@ -141,7 +141,7 @@ def _check_packages(main: Any) -> None:
 
 
 @contextlib.contextmanager
-def _as_julia_error() -> Iterator[None]:
+def as_julia_error() -> Iterator[None]:
     """Turn an error in Julia into one of ours: one line, with the cause chained."""
     juliacall = sys.modules["juliacall"]
     try:
@@ -212,7 +212,7 @@ class FluxModel:
         JuliaError : a layer can't take what it gets.
         """
         arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        with _as_julia_error():
+        with as_julia_error():
             outputs = [np.asarray(y).T for y in julia().run(self.julia, arrays)]
         if len(outputs) == 1:
             return outputs[0]
@@ -245,7 +245,7 @@ class FluxModel:
         DataError, JuliaError : as for a call.
         """
         value, tree = self.backward(loss, inputs, target)
-        with _as_julia_error():
+        with as_julia_error():
             found = julia().namedgradients(self.julia, tree)
             return value, {str(k): np.array(v.T, order="C") for k, v in found.items()}
 
@@ -262,7 +262,7 @@ class FluxModel:
         arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
         wanted = None if target is None else np.asarray(target, order="C").T
         bridge = julia()
-        with _as_julia_error():
+        with as_julia_error():
             passed = bridge.forward(self.julia, arrays)
             if isinstance(loss, str) or is_julia(loss):
                 value, deltas = bridge.measure(self._loss(loss), passed, wanted)
@@ -335,7 +335,7 @@ class FluxModel:
 
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
-        with _as_julia_error():
+        with as_julia_error():
             plain, arrays = julia().deliver(self.julia)
         graph = handover.to_graph(
             self.graph,
@@ -375,7 +375,7 @@ def to_flux(model: Source, **options: Any) -> FluxModel:
     graph = normalize(load(model, **options))
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.receive(
             plain,
             handover.tensors(graph),
@@ -397,7 +397,7 @@ def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
     small : what the same plan makes of the model as a graph.
     """
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.prune(model.julia, bridge.edits(plan))
     return FluxModel(small, handle)
 

@@ -116,9 +116,11 @@ class Environment:
         if self.place.managed:
             return SET_UP
         wrong = [package for package in self.packages if not package.fits]
-        names = " ".join(f"{p.name}@{p.compat.removeprefix('=')}" for p in wrong)
+        wanted = ", ".join(
+            f'(name="{p.name}", version="{p.compat.removeprefix("=")}")' for p in wrong
+        )
         command = [self.place.executable, f"--project={self.place.project}", "-e"]
-        return shlex.join([*command, f'using Pkg; pkg"add {names}"'])
+        return shlex.join([*command, f"import Pkg; Pkg.add([{wanted}])"])
 
     def check(self) -> None:
         """Raise a JuliaError if the Flux engine can't work here."""
