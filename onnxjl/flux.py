@@ -34,6 +34,8 @@ from onnxjl.structure import Group
 if TYPE_CHECKING:
     from onnxjl.save import Saved
 
+DEVICES = ("cpu", "gpu")
+
 _started: Any = None
 _failed: JuliaError | None = None
 """Why Julia failed while it was being started: a process can start it once."""
@@ -270,6 +272,23 @@ class FluxModel:
                 value, deltas = self._python_loss(loss, passed, target)
             return float(value), bridge.backward(passed, deltas)
 
+    def to(self, device: str) -> FluxModel:
+        """Return the network on another device; batches go where it is.
+
+        Parameters
+        ----------
+        device : ``cpu``, or ``gpu`` for the one that Julia's MLDataDevices finds, which needs a
+            package in the Julia project: CUDA and cuDNN, AMDGPU, Metal or oneAPI.
+
+        Raises
+        ------
+        UsageError : there is no such device.
+        JuliaError : no GPU works here.
+        """
+        _check_device(device)
+        with as_julia_error():
+            return FluxModel(self.graph, julia().todevice(self.julia, device))
+
     def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
         """Return a copy in float64 with its weights moved.
 
@@ -279,12 +298,12 @@ class FluxModel:
         step : how far: ``weight + step · direction``.
         """
         arrays = {name: np.asarray(x, order="C").T for name, x in direction.items()}
-        with _as_julia_error():
+        with as_julia_error():
             return FluxModel(self.graph, julia().movedby(self.julia, arrays, float(step)))
 
     def positive(self) -> FluxModel:
         """Return a copy in float64 with the absolute values of its weights."""
-        with _as_julia_error():
+        with as_julia_error():
             return FluxModel(self.graph, julia().positive(self.julia))
 
     def _loss(self, loss: Any) -> Any:
@@ -359,19 +378,22 @@ class FluxModel:
         return found if isinstance(found, dict) else {self._outputs[0]: found}
 
 
-def to_flux(model: Source, **options: Any) -> FluxModel:
+def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
     """Return a network as Flux layers; the first call starts Julia.
 
     Parameters
     ----------
     model : whatever `onnxjl.load` takes; normalized if it isn't.
+    device : ``cpu`` or ``gpu``; see `FluxModel.to`.
     options : as for `onnxjl.load`.
 
     Raises
     ------
     UnsupportedOperator : a node has an operator or an attribute that isn't there; names it.
-    JuliaError : Julia, or what it needs, isn't there.
+    UsageError : there is no such device.
+    JuliaError : Julia, or what it needs, isn't there, or no GPU works.
     """
+    _check_device(device)
     graph = normalize(load(model, **options))
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
@@ -384,7 +406,13 @@ def to_flux(model: Source, **options: Any) -> FluxModel:
             dict(graph.model.opset_imports),
             handover.trainable(graph),
         )
-    return FluxModel(graph, handle)
+    made = FluxModel(graph, handle)
+    return made if device == "cpu" else made.to(device)
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        raise UsageError(unknown("device", device, DEVICES))
 
 
 def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
@@ -411,7 +439,7 @@ def criterion_from(path: str | os.PathLike[str], name: str) -> Any:
     name : the function's; it takes an ``OnnxJL.Group`` and returns a score for each unit.
     """
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         return bridge.criterion(os.fspath(path), name)
 
 
@@ -430,7 +458,7 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
             name: (np.asarray(array, order="C").T, _transposed(gradients.get(name)))
             for name, array in weights.items()
         }
-        with _as_julia_error():
+        with as_julia_error():
             return np.array(julia().score(function, group.name, tensors, members))
 
     scores.__name__ = str(julia().Base.string(function))
