@@ -1,6 +1,6 @@
 module OnnxJLPythonCallExt
 
-using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator
+using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator, mover, oncpu
 using PythonCall
 
 # An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
@@ -64,7 +64,7 @@ plain(x::Union{Integer,AbstractFloat,AbstractString}) = Py(x)
 plain(x::AbstractVector) = pylist(map(plain, x))
 
 function OnnxJL.deliver(graph::FluxGraph)
-    network = OnnxJL.network(graph)
+    network = OnnxJL.network(oncpu(graph))
     nodes = pylist(map(network.nodes) do node
         edited = pydict(string(k) => plain(node.attributes[k]) for k in node.edited)
         pytuple((
@@ -76,24 +76,27 @@ function OnnxJL.deliver(graph::FluxGraph)
 end
 
 function OnnxJL.run(graph, inputs)
-    y = graph((ownarray(x) for x in Py(inputs))...)
+    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
     return pylist(map(numpyarray, y isa Tuple ? collect(Any, y) : Any[y]))
 end
 
-OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, [ownarray(x) for x in Py(inputs)])
+OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, map(mover(graph) ∘ ownarray, Py(inputs)))
 OnnxJL.outputs(pass::Pass) = pylist(map(numpyarray, collect(Any, pass.outputs)))
-OnnxJL.backward(pass::Pass, Δ::PyList) = OnnxJL.backward(pass, map(ownarray, Py(Δ)))
+OnnxJL.backward(pass::Pass, Δ::PyList) =
+    OnnxJL.backward(pass, map(mover(first(pass.outputs)) ∘ ownarray, Py(Δ)))
 
 function OnnxJL.measure(loss, pass::Pass, target)
     f = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
-    return OnnxJL.lossgradient(f, pass, target === nothing ? nothing : ownarray(target))
+    move = mover(first(pass.outputs)) ∘ ownarray
+    return OnnxJL.lossgradient(f, pass, target === nothing ? nothing : move(target))
 end
 
 OnnxJL.namedgradients(graph, gradient) =
     pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
 
 function OnnxJL.movedby(graph, direction, step)
-    arrays = Dict(pyconvert(String, name) => ownarray(x) for (name, x) in Py(direction).items())
+    move = mover(graph) ∘ ownarray
+    arrays = Dict(pyconvert(String, name) => move(x) for (name, x) in Py(direction).items())
     return OnnxJL.moved(graph, arrays, step)
 end
 
