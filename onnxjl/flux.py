@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from onnxjl.criteria.registry import unknown
 from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
-from onnxjl.losses import evaluate
 from onnxjl.load import Source, load
+from onnxjl.losses import evaluate
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
+
+if TYPE_CHECKING:
+    from onnxjl.history import History
 
 _started: Any = None
 
@@ -48,7 +51,7 @@ def _start() -> Any:
         raise JuliaError(f"Julia can't be started: {error}") from error
     main = juliacall.Main
     folder = str(Path(__file__).with_name("julia").resolve())
-    with _as_julia_error():
+    with as_julia_error():
         # At the end: a package finds its dependencies only in environments before its own.
         if folder not in main.LOAD_PATH:
             main.push_b(main.LOAD_PATH, folder)
@@ -57,7 +60,7 @@ def _start() -> Any:
 
 
 @contextlib.contextmanager
-def _as_julia_error() -> Iterator[None]:
+def as_julia_error() -> Iterator[None]:
     """Turn an error in Julia into one of ours: one line, with the cause chained."""
     import juliacall
 
@@ -119,9 +122,8 @@ class FluxModel:
         DataError : the inputs aren't the network's.
         JuliaError : a layer can't take what it gets.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        with _as_julia_error():
-            outputs = [np.asarray(y).T for y in julia().run(self.julia, arrays)]
+        with as_julia_error():
+            outputs = [np.asarray(y).T for y in julia().run(self.julia, self.arrays(inputs))]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
@@ -153,7 +155,7 @@ class FluxModel:
         DataError, JuliaError : as for a call.
         """
         value, tree = self.backward(loss, inputs, target)
-        with _as_julia_error():
+        with as_julia_error():
             found = julia().namedgradients(self.julia, tree)
             return value, {str(k): np.array(v.T, order="C") for k, v in found.items()}
 
@@ -167,16 +169,41 @@ class FluxModel:
 
         Parameters are those of `gradient`.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        wanted = None if target is None else np.asarray(target, order="C").T
         bridge = julia()
-        with _as_julia_error():
-            passed = bridge.forward(self.julia, arrays)
-            if isinstance(loss, str) or _is_julia(loss):
-                value, deltas = bridge.measure(self._loss(loss), passed, wanted)
-            else:
-                value, deltas = self._python_loss(loss, passed, target)
-            return float(value), bridge.backward(passed, deltas)
+        with as_julia_error():
+            passed = bridge.forward(self.julia, self.arrays(inputs))
+            value, deltas = self.loss_gradient(loss, passed, target)
+            return value, bridge.backward(passed, deltas)
+
+    def loss_gradient(self, loss: Any, passed: Any, target: Any) -> tuple[float, Any]:
+        """Return a loss, and its gradients with respect to the outputs of a pass, for Julia."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            value, deltas = julia().measure(self._loss(loss), passed, wanted)
+            return float(value), deltas
+        return self._python_loss(loss, passed, target)
+
+    def loss_value(self, loss: Any, passed: Any, target: Any) -> float:
+        """Return a loss of the outputs of a pass."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            return float(julia().lossvalue(self._loss(loss), passed, wanted))
+        return evaluate(loss, self.outputs(passed), target)[0]
+
+    def outputs(self, passed: Any) -> np.ndarray | dict[str, np.ndarray]:
+        """Return the outputs of a pass, as a call does."""
+        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
+        return arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+
+    def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return inputs as Julia takes them: in the network's order, their axes reversed."""
+        return [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+
+    def finetune(self, data: Any, **options: Any) -> History:
+        """Train the network, which changes in place; see `onnxjl.finetune.finetune`."""
+        from onnxjl.finetune import finetune
+
+        return finetune(self, data, **options)
 
     def _loss(self, loss: Any) -> Any:
         if isinstance(loss, str) and loss not in julia().LOSSES:
@@ -184,8 +211,8 @@ class FluxModel:
         return loss
 
     def _python_loss(self, loss: Any, passed: Any, target: Any) -> tuple[float, list[np.ndarray]]:
-        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
-        output = arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+        output = self.outputs(passed)
+        arrays = list(output.values()) if isinstance(output, Mapping) else [output]
         value, gradients = evaluate(loss, output, target)
         if not isinstance(gradients, Mapping):
             gradients = {self._outputs[0]: gradients}
@@ -226,7 +253,7 @@ class FluxModel:
 
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
-        with _as_julia_error():
+        with as_julia_error():
             plain, arrays = julia().deliver(self.julia)
         graph = handover.to_graph(
             self.graph,
@@ -258,7 +285,7 @@ def to_flux(model: Source, **options: Any) -> FluxModel:
     graph = normalize(load(model, **options))
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.receive(
             plain,
             handover.tensors(graph),
@@ -280,11 +307,11 @@ def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
     small : what the same plan makes of the model as a graph.
     """
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.prune(model.julia, bridge.edits(plan))
     return FluxModel(small, handle)
 
 
-def _is_julia(value: Any) -> bool:
+def is_julia(value: Any) -> bool:
     """Return whether a value is an object of Julia's."""
     return type(value).__module__.startswith("juliacall")

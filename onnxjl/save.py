@@ -155,6 +155,31 @@ def save_text(text: str, path: str | os.PathLike[str], *, force: bool = False) -
     return target
 
 
+def save_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Path:
+    """Write an ``.npz`` file as carefully as `save` writes a model, over one that is there.
+
+    Parameters
+    ----------
+    arrays : by name.
+    path : where to.
+
+    Returns
+    -------
+    The file.
+
+    Raises
+    ------
+    OutputError : the file can't be written.
+    """
+    target = check_output(path, force=True)
+    named: dict[str, Any] = dict(arrays)
+    with _as_output_error(path), _Temporary(target) as temporary:
+        np.savez(temporary.file, **named)
+        temporary.flush()
+        temporary.rename(target)
+    return target
+
+
 def check_output(
     path: str | os.PathLike[str], *, force: bool = False, inputs: Iterable[Path] = ()
 ) -> Path:
