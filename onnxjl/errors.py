@@ -52,6 +52,10 @@ class WeightError(OnnxjlError):
     """A weight that is to be scored holds NaN or infinity."""
 
 
+class TrainingError(OnnxjlError):
+    """Training can't go on, as its loss or gradient isn't finite; the message says what to do."""
+
+
 class PlanError(OnnxjlError):
     """A plan can't be read, or doesn't belong to this graph."""
 

@@ -32,6 +32,7 @@ from onnxjl.plan import Plan
 from onnxjl.structure import Group
 
 if TYPE_CHECKING:
+    from onnxjl.history import History
     from onnxjl.save import Saved
 
 DEVICES = ("cpu", "gpu")
@@ -213,9 +214,8 @@ class FluxModel:
         DataError : the inputs aren't the network's.
         JuliaError : a layer can't take what it gets.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
         with as_julia_error():
-            outputs = [np.asarray(y).T for y in julia().run(self.julia, arrays)]
+            outputs = [np.asarray(y).T for y in julia().run(self.julia, self.arrays(inputs))]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
@@ -261,16 +261,41 @@ class FluxModel:
 
         Parameters are those of `gradient`.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        wanted = None if target is None else np.asarray(target, order="C").T
         bridge = julia()
         with as_julia_error():
-            passed = bridge.forward(self.julia, arrays)
-            if isinstance(loss, str) or is_julia(loss):
-                value, deltas = bridge.measure(self._loss(loss), passed, wanted)
-            else:
-                value, deltas = self._python_loss(loss, passed, target)
-            return float(value), bridge.backward(passed, deltas)
+            passed = bridge.forward(self.julia, self.arrays(inputs))
+            value, deltas = self.loss_gradient(loss, passed, target)
+            return value, bridge.backward(passed, deltas)
+
+    def loss_gradient(self, loss: Any, passed: Any, target: Any) -> tuple[float, Any]:
+        """Return a loss, and its gradients with respect to the outputs of a pass, for Julia."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            value, deltas = julia().measure(self._loss(loss), passed, wanted)
+            return float(value), deltas
+        return self._python_loss(loss, passed, target)
+
+    def loss_value(self, loss: Any, passed: Any, target: Any) -> float:
+        """Return a loss of the outputs of a pass."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            return float(julia().lossvalue(self._loss(loss), passed, wanted))
+        return evaluate(loss, self.outputs(passed), target)[0]
+
+    def outputs(self, passed: Any) -> np.ndarray | dict[str, np.ndarray]:
+        """Return the outputs of a pass, as a call does."""
+        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
+        return arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+
+    def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return inputs as Julia takes them: in the network's order, their axes reversed."""
+        return [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+
+    def finetune(self, data: Any, **options: Any) -> History:
+        """Train the network, which changes in place; see `onnxjl.finetune.finetune`."""
+        from onnxjl.finetune import finetune
+
+        return finetune(self, data, **options)
 
     def trainmode(self) -> FluxModel:
         """Make normalizations use, and keep, the statistics of each batch; returns the model."""
@@ -322,8 +347,8 @@ class FluxModel:
         return loss
 
     def _python_loss(self, loss: Any, passed: Any, target: Any) -> tuple[float, list[np.ndarray]]:
-        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
-        output = arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+        output = self.outputs(passed)
+        arrays = list(output.values()) if isinstance(output, Mapping) else [output]
         value, gradients = evaluate(loss, output, target)
         if not isinstance(gradients, Mapping):
             gradients = {self._outputs[0]: gradients}
@@ -382,7 +407,7 @@ class FluxModel:
 
         return save(self, path, **options)
 
-    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name, for inputs by name."""
         found = self(inputs)
         return found if isinstance(found, dict) else {self._outputs[0]: found}

@@ -85,11 +85,41 @@ OnnxJL.outputs(pass::Pass) = pylist(map(numpyarray, collect(Any, pass.outputs)))
 OnnxJL.backward(pass::Pass, Δ::PyList) =
     OnnxJL.backward(pass, map(mover(first(pass.outputs)) ∘ ownarray, Py(Δ)))
 
-function OnnxJL.measure(loss, pass::Pass, target)
-    f = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
-    move = mover(first(pass.outputs)) ∘ ownarray
-    return OnnxJL.lossgradient(f, pass, target === nothing ? nothing : move(target))
+OnnxJL.measure(loss, pass::Pass, target) =
+    OnnxJL.lossgradient(lossfunction(loss), pass, wanted(target, pass))
+
+OnnxJL.lossvalue(loss, pass::Pass, target) =
+    lossfunction(loss)(pass.outputs..., wanted(target, pass))
+
+lossfunction(loss) = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
+
+"A target as a Julia array; one of floats has the outputs' precision."
+function wanted(target, pass::Pass)
+    target === nothing && return nothing
+    x = mover(first(pass.outputs))(ownarray(target))
+    return x isa AbstractArray{<:AbstractFloat} ? eltype(first(pass.outputs)).(x) : x
 end
+
+OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, weight) =
+    OnnxJL.distil(pass, value, deltas(Δ), ownarray(teacher), temperature, weight)
+
+deltas(Δ) = Δ
+deltas(Δ::PyList) = map(ownarray, Py(Δ))
+
+function OnnxJL.infer(graph, inputs)
+    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
+    return Pass(y isa Tuple ? y : (y,), nothing)
+end
+
+OnnxJL.stepnames(graph) = pylist(
+    pylist([step.name; map(OnnxJL.nodename, step.nodes)]) for step in graph.program.steps
+)
+
+OnnxJL.numpyarrays(arrays) =
+    pylist(numpyarray(x isa Number ? [x] : x) for x in arrays)
+
+OnnxJL.restore!(graph, saved::PyList) = OnnxJL.restore!(graph, map(ownarray, Py(saved)))
+OnnxJL.unpack!(state, packed::PyList) = OnnxJL.unpack!(state, map(ownarray, Py(packed)))
 
 OnnxJL.namedgradients(graph, gradient) =
     pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
