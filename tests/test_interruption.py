@@ -1,3 +1,4 @@
+# ruff: noqa: PT012, SIM117 - what is held ends where the inner block does
 """Ctrl-C that waits."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def interrupt() -> None:
 
 def test_a_held_interrupt_comes_at_the_end() -> None:
     done = []
-    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
         with interruption.held():
             interrupt()
             done.append("rest of the block")
@@ -26,7 +27,7 @@ def test_a_held_interrupt_comes_at_the_end() -> None:
 
 def test_a_second_one_is_not_held() -> None:
     done = []
-    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
         with interruption.held():
             interrupt()
             done.append("first")
