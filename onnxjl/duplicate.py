@@ -1,4 +1,4 @@
-"""Duplicate: a copy of a model that shares the weights."""
+"""Duplicate: a copy of a model that shares the weights, or has others in place of some."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def duplicate(model: ir.Model, tensors: Tensors) -> ir.Model:
 
     Parameters
     ----------
+    model : what to copy; it stays as it is.
     tensors : initializer name -> the weight that the copy has in place of the model's.
     """
     if model.functions or model.device_configurations or not all(map(_is_flat, model.graph)):

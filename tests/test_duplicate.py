@@ -63,8 +63,9 @@ def test_duplicate_serializes_to_the_same_model(subgraph: bool) -> None:
     onnx.checker.check_model(ir.serde.serialize_model(copy))
 
 
-def test_duplicate_shares_weights_but_no_value_node_or_shape() -> None:
-    model = network(subgraph=False)
+@pytest.mark.parametrize("subgraph", [False, True])
+def test_duplicate_shares_weights_but_no_value_node_or_shape(subgraph: bool) -> None:
+    model = network(subgraph=subgraph)
     before = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     copy = duplicate(model, {})
     assert copy.graph.initializers["w"].const_value is model.graph.initializers["w"].const_value

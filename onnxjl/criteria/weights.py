@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeGuard
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxjl.criteria.aggregation import aggregate
 from onnxjl.criteria.roles import Role, role
@@ -76,16 +77,14 @@ class Scoring:
         return frozenset(
             name
             for name, value in self.graph.model.graph.initializers.items()
-            if value.const_value is not None
+            if _is_floating(value.const_value)
             and len(value.const_value.shape) >= 2
-            and value.const_value.dtype in FLOATING
             and self.role(name).contracted
         )
 
     def floating(self, tensor: str) -> bool:
         """Whether a weight's elements are real numbers."""
-        weight = self.graph.model.graph.initializers[tensor].const_value
-        return weight is not None and weight.dtype in FLOATING
+        return _is_floating(self.graph.model.graph.initializers[tensor].const_value)
 
     def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
         """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
@@ -230,6 +229,10 @@ class GroupWeights(Mapping[str, np.ndarray]):
             f"{start} holds {what} (first at [{index}]) and can't be scored; "
             "repair the model, or leave its layer whole (ignore=, --ignore)"
         )
+
+
+def _is_floating(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    return tensor is not None and tensor.dtype in FLOATING
 
 
 def _fold(order: Order) -> np.ufunc:

@@ -116,7 +116,6 @@ class Tally:
     def __init__(self, cost: Cost, kept: Counts) -> None:
         self._cost = cost
         self._sizes = cost.sizes(kept)
-        self._products = self._sizes.prod(axis=1)
         self._starts = np.searchsorted(cost.pair_group, np.arange(len(kept) + 1)).tolist()
         self.total = cost.total(kept)
 
@@ -128,7 +127,8 @@ class Tally:
     def increase(self, group: int, units: int) -> float:
         """Return what this many more units of a group would add."""
         terms, bump = self._terms(group, units)
-        added = (self._sizes[terms] + bump).prod(axis=1) - self._products[terms]
+        sizes = self._sizes[terms]
+        added = (sizes + bump).prod(axis=1) - sizes.prod(axis=1)
         return float((self._cost.coefficients[terms] * added).sum())
 
     def add(self, group: int, units: int) -> None:
@@ -136,4 +136,3 @@ class Tally:
         self.total += self.increase(group, units)
         terms, bump = self._terms(group, units)
         self._sizes[terms] += bump
-        self._products[terms] = self._sizes[terms].prod(axis=1)

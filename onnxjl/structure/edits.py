@@ -102,7 +102,9 @@ class Editor:
         found: dict[str, dict[int, int]] = {}
         weights = self._run.graph.model.graph.initializers
         for key, axes in self._run.axes.items():
-            for i, axis in enumerate(() if key in weights else axes):
+            if key in weights:
+                continue
+            for i, axis in enumerate(axes):
                 if self._shrinks(axis):
                     found.setdefault(key, {})[i] = self._new_size(axis)
         return found

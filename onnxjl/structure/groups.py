@@ -363,7 +363,8 @@ class _Builder:
         _, first, inverse, size = np.unique(
             footprint[allowed], return_index=True, return_inverse=True, return_counts=True
         )
-        # One unit alone can't go; groups are in the order of their first labels.
+        # One unit alone can't go; groups are in the order of their first labels, units within a
+        # group in that of theirs, which they are in already.
         able = size[inverse] > 1
         units = allowed[able]
         order = first[inverse][able]
