@@ -232,7 +232,8 @@ def _managed(set_up: bool) -> Place:
     except JuliaError:
         raise
     except Exception as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = getattr(error, "reason", None) or error  # A URLError wraps what went wrong.
+        said = str(cause).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, subprocess.CalledProcessError):
             said = f"Julia's package manager ended with exit status {error.returncode}"
         raise JuliaError(

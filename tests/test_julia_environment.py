@@ -321,6 +321,7 @@ def test_the_doctor_prints_the_command_that_mends_it(
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "Julia crashed with SIGSEGV"),
         ("from onnxjl import JuliaError; raise JuliaError('what it is')", "what it is"),
+        ("raise SystemExit('ERROR: mkdir failed\\nStacktrace:\\nlast line')", "mkdir failed"),
     ],
 )
 def test_the_doctor_outlives_julia(
