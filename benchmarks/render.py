@@ -70,6 +70,11 @@ def render(results: dict[str, Any]) -> str:
             (_in_memory_row(title, each) for title, each in networks),
         ),
     ]
+    if "import" in results:
+        parts += [
+            "## Import",
+            f"`import onnxjl` takes {_time(results['import'])}; the limit is 0.3 s.",
+        ]
     if "nodes" in results:
         parts += _growth(results)
     paragraphs = (p if p.startswith(("#", "|")) else textwrap.fill(p, 100) for p in parts)

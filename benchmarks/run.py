@@ -58,6 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "ratio": float(RATIO), "networks": {}}
     results["repetitions"] = options.repetitions
+    imports = [child(sys.executable, "import_case.py") for _ in range(options.repetitions)]
+    results["import"] = statistics.median(run["seconds"] for run in imports)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.networks:
             results["networks"][name] = compare(name, Path(folder), options)

@@ -149,7 +149,9 @@ def _start(code: str) -> None:
         raise JuliaError(f"Julia crashed with {signal.Signals(-done.returncode).name}")
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise JuliaError(said[-1].removeprefix("onnxjl.errors.JuliaError: "))
+        # What Julia prints itself comes before what Python makes of it, and says more.
+        problem = next((line for line in said if line.startswith("ERROR: ")), said[-1])
+        raise JuliaError(problem.removeprefix("ERROR: ").removeprefix("onnxjl.errors.JuliaError: "))
 
 
 def _version(name: str) -> str | None:

@@ -27,9 +27,9 @@ EXECUTABLE, PROJECT = "PYTHON_JULIACALL_EXE", "PYTHON_JULIACALL_PROJECT"
 FOLDER = Path(__file__).with_name("julia").resolve()
 """The Julia package OnnxJL."""
 
-SET_UP = (
-    f"{shlex.quote(sys.executable or 'python')} -c 'import juliapkg; juliapkg.resolve(force=True)'"
-)
+_PYTHON = shlex.quote(sys.executable or "python")
+
+SET_UP = f"{_PYTHON} -c 'import juliapkg; juliapkg.resolve(force=True)'"
 """The command with which juliapkg installs what is missing; it needs a network."""
 
 _OWN = f"without a network, name a Julia and its project with {EXECUTABLE} and {PROJECT}"
@@ -232,7 +232,8 @@ def _managed(set_up: bool) -> Place:
     except JuliaError:
         raise
     except Exception as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = getattr(error, "reason", None) or error  # A URLError wraps what went wrong.
+        said = str(cause).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, subprocess.CalledProcessError):
             said = f"Julia's package manager ended with exit status {error.returncode}"
         raise JuliaError(
@@ -246,9 +247,17 @@ def _project() -> dict[str, Any]:
     return tomllib.loads((FOLDER / "Project.toml").read_text(encoding="utf-8"))
 
 
-@cache
 def _juliacall() -> str:
-    return metadata.version("juliacall")
+    """Return juliacall's version; a Julia that started Python brings its own."""
+    loaded = getattr(sys.modules.get("juliacall"), "__version__", None)
+    if loaded is not None:
+        return str(loaded)
+    try:
+        return metadata.version("juliacall")
+    except metadata.PackageNotFoundError as error:
+        raise JuliaError(
+            f"the Python package juliacall isn't installed: {_PYTHON} -m pip install juliacall"
+        ) from error
 
 
 def _version(file: str, julia: str) -> str | None:

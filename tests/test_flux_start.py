@@ -15,7 +15,7 @@ import pytest
 from flux_support import needs_julia
 
 import onnxjl
-from onnxjl import cli, flux
+from onnxjl import cli, flux, julia_environment
 from onnxjl.errors import JuliaError, UsageError
 
 pytestmark = [needs_julia, pytest.mark.xdist_group("julia")]
@@ -127,6 +127,23 @@ print("loss agrees")
 def test_juliacall_that_is_running_already_is_used() -> None:
     code = f"import juliacall; juliacall.Main.theirs = 1\n{RUN}\nprint(juliacall.Main.theirs)"
     assert run(code).splitlines() == ["(4, 10) True", "1"]
+
+
+@pytest.mark.slow
+def test_a_python_that_julia_started() -> None:
+    script = Path(__file__).with_name("from_julia.jl")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    python = {"JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
+    place = julia_environment.find()
+    done = subprocess.run(
+        [place.executable, f"--project={place.project}", script, ROOT / "julia", NETWORK],
+        env={**os.environ, "PYTHONPATH": path, **python},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert (done.returncode, done.stdout) == (0, "true"), done.stderr
 
 
 @pytest.mark.slow

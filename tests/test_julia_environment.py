@@ -157,6 +157,17 @@ def test_an_executable_that_is_no_julia(julia: Julia) -> None:
         flux.julia()
 
 
+def test_juliacall_that_is_not_installed(julia: Julia, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    julia()
+    monkeypatch.setattr(metadata, "version", missing)
+    message = r"the Python package juliacall isn't installed: \S+ -m pip install juliacall"
+    with pytest.raises(JuliaError, match=message):
+        flux.julia()
+
+
 def test_options_of_the_interpreter_count_as_variables(
     julia: Julia, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +252,9 @@ class Running:
 
 def test_a_running_julia_that_lacks_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     running = Running(GOOD.keys() - {"Flux", "Zygote"})
-    fake = types.SimpleNamespace(Main=running, JuliaError=RuntimeError)
+    # As Julia brings it where it started Python: no distribution of pip's.
+    fake = types.SimpleNamespace(Main=running, JuliaError=RuntimeError, __version__="0.9.34")
+    monkeypatch.delattr(metadata, "version")
     monkeypatch.setitem(sys.modules, "juliacall", fake)
     message = (
         r"juliacall is already running, with the Julia project /theirs/Project\.toml, which lacks "
@@ -308,6 +321,7 @@ def test_the_doctor_prints_the_command_that_mends_it(
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "Julia crashed with SIGSEGV"),
         ("from onnxjl import JuliaError; raise JuliaError('what it is')", "what it is"),
+        ("raise SystemExit('ERROR: mkdir failed\\nStacktrace:\\nlast line')", "mkdir failed"),
     ],
 )
 def test_the_doctor_outlives_julia(

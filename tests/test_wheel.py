@@ -14,11 +14,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flux_support import needs_julia
+from hatchling.builders.wheel import WheelBuilder
 
 import onnxjl
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.xdist_group("wheel")
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "tests" / "models"
@@ -58,9 +61,9 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What builds read, apart from everything else that lies about in a working folder."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("onnxjl", "benchmarks", "docs", "tests"):
+    for name in ("onnxjl", "julia", "benchmarks", "docs", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "skeletons", "*.npz")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored, symlinks=True)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
@@ -97,7 +100,7 @@ def oldest() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
     for requirement in project["dependencies"]:
-        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?", requirement)
+        match = re.fullmatch(r"([\w.-]+)[>=]=([\d.]+)(,<[\d.]+)?", requirement)
         assert match, requirement
         found.append(f"{match[1]}=={match[2]}")
     return found
@@ -110,10 +113,26 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in names}
 
 
+def package_files() -> dict[str, Path]:
+    """What a wheel has to hold: path in the wheel -> file of the checkout."""
+    found = {f"onnxjl/{name}": ROOT / "onnxjl" / name for name in ("juliapkg.json", "py.typed")}
+    for path in (ROOT / "onnxjl").rglob("*.py"):
+        found[path.relative_to(ROOT).as_posix()] = path
+    for path in (ROOT / "julia").rglob("*"):
+        if path.suffix in (".jl", ".toml") and path.name != "Manifest.toml":
+            found[f"onnxjl/{path.relative_to(ROOT).as_posix()}"] = path
+    return found
+
+
+def test_a_wheel_would_hold_the_package_and_the_julia_folder() -> None:
+    included = WheelBuilder(str(ROOT)).recurse_included_files()
+    assert {f.distribution_path: Path(f.path).resolve() for f in included} == package_files()
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_the_package(wheel: Path) -> None:
-    modules = (ROOT / "onnxjl").rglob("*.py")
-    expected = {path.relative_to(ROOT).as_posix() for path in modules} | {"onnxjl/py.typed"}
-    assert set(contents(wheel)) == expected
+    expected = {name: path.read_bytes() for name, path in package_files().items()}
+    assert contents(wheel) == expected
     with zipfile.ZipFile(wheel) as archive:
         info = f"onnxjl-{onnxjl.__version__}.dist-info"
         assert f"{info}/licenses/LICENSE" in archive.namelist()
@@ -122,6 +141,7 @@ def test_the_wheel_holds_the_package(wheel: Path) -> None:
     assert "\nRequires-Python: >=3.11\n" in metadata
 
 
+@pytest.mark.slow
 def test_a_wheel_from_the_sdist_is_the_same(wheel: Path, sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -132,6 +152,7 @@ def test_a_wheel_from_the_sdist_is_the_same(wheel: Path, sdist: Path, tmp_path: 
     assert (source / "tests" / "test_wheel.py").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("versions", ["newest", "oldest"])
 def test_the_main_job_in_a_fresh_environment(wheel: Path, versions: str, tmp_path: Path) -> None:
     python = environment(tmp_path / "environment")
@@ -158,6 +179,7 @@ def test_the_main_job_in_a_fresh_environment(wheel: Path, versions: str, tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_an_editable_install_uses_the_checkout(checkout: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "environment")
     run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", checkout], tmp_path)
@@ -165,3 +187,79 @@ def test_an_editable_install_uses_the_checkout(checkout: Path, tmp_path: Path) -
     assert Path(found) == checkout / "onnxjl" / "__init__.py"
     version = "import importlib.metadata as m; print(m.version('onnxjl'))"
     assert run([python, "-c", version], tmp_path).strip() == onnxjl.__version__
+
+
+# Julia, from each layout
+
+START = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from onnxjl import flux
+
+folder = Path(sys.argv[1])
+images = np.load(folder / "mnist-resnet14.calib.npz")["image"][:4]
+logits = flux.to_flux(folder / "mnist-resnet14.onnx")(images)
+source = sys.modules["juliacall"].Main.Base.pathof(flux.julia())
+print(json.dumps([flux.__file__, str(Path(str(source)).resolve()), logits.tolist()]))
+"""
+"""Run a network in Julia: onnxjl's file, OnnxJL's, and what comes out."""
+
+
+def start_from(python: str | Path, path: Sequence[Path], folder: Path) -> tuple[Path, Path]:
+    """Run a network in Julia with onnxjl from a path; return where onnxjl and OnnxJL come from."""
+    import onnxruntime
+
+    settings = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [str(python), "-c", START, str(MODELS)],
+        cwd=folder,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr
+    module, source, logits = json.loads(done.stdout)
+    session = onnxruntime.InferenceSession(MODELS / "mnist-resnet14.onnx")
+    images = np.load(MODELS / "mnist-resnet14.calib.npz")["image"][:4]
+    (expected,) = session.run(None, {"image": images})
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    return Path(module), Path(source)
+
+
+def packages() -> Path:
+    """The folder with what onnxjl depends on."""
+    return Path(np.__file__).parents[1]
+
+
+@pytest.mark.slow
+@needs_julia
+def test_julia_runs_from_a_wheel_that_nobody_may_write_to(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    run([*install, "--target", site, wheel], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in sorted(site.rglob("*"))}
+    for path in [site, *before]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        module, source = start_from(sys.executable, [site, packages()], tmp_path)
+    finally:
+        for path in [site, *before]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert module == site / "onnxjl" / "flux.py"
+    assert source == site / "onnxjl" / "julia" / "src" / "OnnxJL.jl"
+    # Who runs as root may write all the same; what Julia compiles goes to the user's depot.
+    assert {path: path.stat().st_mtime_ns for path in sorted(site.rglob("*"))} == before
+
+
+@pytest.mark.slow
+@needs_julia
+def test_julia_runs_from_an_editable_install(checkout: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "environment")
+    run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", checkout], tmp_path)
+    module, source = start_from(python, [packages()], tmp_path)
+    # An installation of onnxjl beside the packages that it depends on would come first.
+    assert module == checkout / "onnxjl" / "flux.py"
+    assert source == checkout / "julia" / "src" / "OnnxJL.jl"
