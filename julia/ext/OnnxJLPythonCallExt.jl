@@ -100,11 +100,11 @@ function wanted(target, pass::Pass)
     return x isa AbstractArray{<:AbstractFloat} ? eltype(first(pass.outputs)).(x) : x
 end
 
-OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, weight) =
-    OnnxJL.distil(pass, value, deltas(Δ), ownarray(teacher), temperature, weight)
-
-deltas(Δ) = Δ
-deltas(Δ::PyList) = map(ownarray, Py(Δ))
+function OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, weight)
+    move = mover(first(pass.outputs)) ∘ ownarray
+    δ = Δ isa PyList ? map(move, Py(Δ)) : Δ
+    return OnnxJL.distil(pass, value, δ, move(teacher), temperature, weight)
+end
 
 function OnnxJL.infer(graph, inputs)
     y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
