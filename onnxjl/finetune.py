@@ -22,7 +22,7 @@ from onnxjl.criteria.registry import unknown
 from onnxjl.data import BATCH_SIZE, count_batches, labelled
 from onnxjl.errors import DataError, JuliaError, OutputError, TrainingError, UsageError
 from onnxjl.flux import FluxModel, as_julia_error, is_julia, julia
-from onnxjl.history import Epoch, History
+from onnxjl.history import Epoch, History, figure
 from onnxjl.interruption import Interruption
 from onnxjl.learning_rate import Schedule
 from onnxjl.load import Source
@@ -271,8 +271,11 @@ class _Training:
                 stacklevel=4,
             )
         measured = any(epoch.metric is not None for epoch in self.epochs)
-        name = "accuracy" if self.metric == "auto" else self.metric and _name(self.metric)
-        return History(tuple(self.epochs), name if measured else None, best, restored, interrupted)
+        name = self._metric_name() if measured else None
+        return History(tuple(self.epochs), name, best, restored, interrupted)
+
+    def _metric_name(self) -> str:
+        return "accuracy" if self.metric == "auto" else _name(self.metric)
 
     def _train_epoch(self, bar: Progress) -> Epoch:
         """Go through the training data once, then through the validation data."""
@@ -298,7 +301,8 @@ class _Training:
                 mean.add(len(target), *self._step(feeds, target, rate, steps + 1))
             steps += 1
             speed = mean.samples / (time.perf_counter() - start)
-            note = f"epoch {number} of {self.total}, {mean.text()}, {speed:.3g} samples/s"
+            means = mean.text(self._metric_name())
+            note = f"epoch {number} of {self.total}, {means}, {speed:.0f} samples/s"
         self.batches = steps
         validated = None if self.validate is None else self._measure()
         return Epoch(
@@ -456,9 +460,10 @@ class _Mean:
         else:
             self.metric += share * (metric - self.metric)
 
-    def text(self) -> str:
-        """Return both in few words."""
-        return f"loss {self.loss:.4g}" + ("" if self.metric is None else f", {self.metric:.4g}")
+    def text(self, name: str) -> str:
+        """Return both in few words; `name` is the metric's."""
+        loss = f"loss {figure(self.loss)}"
+        return loss if self.metric is None else f"{loss}, {name} {figure(self.metric, name)}"
 
 
 def _check_options(

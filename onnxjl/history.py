@@ -98,9 +98,12 @@ class History:
             return str(value)
         if field == "seconds":
             return f"{value:.1f}"
-        if field.endswith("metric") and self.metric == "accuracy":
-            return quantity(value, "fraction")
-        return f"{value:.4g}"
+        return figure(value, self.metric if field.endswith("metric") else None)
+
+
+def figure(value: float, metric: str | None = None) -> str:
+    """Return a figure as text: accuracy in percent, everything else in four digits."""
+    return quantity(value, "fraction") if metric == "accuracy" else f"{value:.4g}"
 
 
 def epoch_of(values: dict[str, Any]) -> Epoch:

@@ -257,6 +257,55 @@ def test_labels_are_required_where_asked_for():
         list(data.labelled(images(2), IMAGE))
 
 
+def test_shuffling_keeps_samples_with_their_labels():
+    x, y = images(10), np.arange(10)
+
+    def labels(seed):
+        generator = np.random.default_rng(seed)
+        found = []
+        for feeds, target in data.labelled((x, y), IMAGE, batch_size=4, shuffle=generator):
+            assert np.array_equal(feeds["x"], x[target])
+            found.append(target.tolist())
+        return found
+
+    assert [len(batch) for batch in labels(0)] == [4, 4, 2]
+    assert sorted(np.concatenate(labels(0))) == list(range(10))
+    assert labels(0) == labels(0) != labels(1)
+
+
+def test_shuffling_keeps_the_items_of_an_iterable_in_their_order():
+    items = [(images(3), np.arange(3)), (images(3), np.arange(3, 6))]
+    generator = np.random.default_rng(0)
+    found = [y for _, y in data.labelled(items, IMAGE, batch_size=2, shuffle=generator)]
+    assert sorted(np.concatenate(found[:2])) == [0, 1, 2]
+    assert sorted(np.concatenate(found[2:])) == [3, 4, 5]
+
+
+class Unsized:
+    """A loader over data without a length, as PyTorch has it."""
+
+    def __len__(self):
+        raise TypeError("no length")
+
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("graph", "given", "expected"),
+    [
+        (IMAGE, images(10), 3),
+        (IMAGE, {"x": images(8)}, 2),
+        (FIXED, np.ones((20, 3), "f4"), 2),
+        (IMAGE, [images(4), images(4)], 2),
+        (IMAGE, iter([images(4)]), None),
+        (IMAGE, Unsized(), None),
+    ],
+)
+def test_batches_are_counted_where_they_can_be(graph, given, expected):
+    assert data.count_batches(given, graph, batch_size=4) == expected
+
+
 def test_a_batch_size_below_one_is_misuse():
     with pytest.raises(UsageError, match="batch_size=0"):
         list(data.batches(images(2), IMAGE, batch_size=0))

@@ -23,7 +23,7 @@ from onnxjl.errors import CheckError, ExternalDataError, OutputError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.load import load
 from onnxjl.plan import Plan
-from onnxjl.save import check_output, save, save_text
+from onnxjl.save import check_output, save, save_arrays, save_text
 from onnxjl.session import open_session, run
 
 # The package's attribute of this name is the function.
@@ -412,6 +412,24 @@ def test_saving_external_weights_needs_no_memory_for_them(tmp_path):
 
 
 # Text
+
+
+def test_arrays_are_saved_over_earlier_ones_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "arrays.npz"
+    save_arrays({"part/0": np.arange(3)}, path)
+    save_arrays({"part/0": np.arange(4)}, path)
+    with np.load(path) as file:
+        assert file["part/0"].tolist() == [0, 1, 2, 3]
+    before = state(tmp_path)
+
+    def full(file, **arrays):
+        file.write(b"begun")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_arrays({"part/0": np.arange(5)}, path)
+    assert state(tmp_path) == before
 
 
 def test_text_is_saved_as_carefully(tmp_path, monkeypatch):

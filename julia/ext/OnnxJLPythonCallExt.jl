@@ -102,8 +102,8 @@ end
 
 function OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, weight)
     move = mover(first(pass.outputs)) ∘ ownarray
-    deltas = Δ isa PyList ? map(move, Py(Δ)) : Δ
-    return OnnxJL.distil(pass, value, deltas, move(teacher), temperature, weight)
+    δ = Δ isa PyList ? map(move, Py(Δ)) : Δ
+    return OnnxJL.distil(pass, value, δ, move(teacher), temperature, weight)
 end
 
 function OnnxJL.infer(graph, inputs)

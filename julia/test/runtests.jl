@@ -9,4 +9,5 @@ include("gradients.jl")
     for file in readdir(joinpath(@__DIR__, "ops"); join=true)
         endswith(file, ".jl") && @testset "$(basename(file))" include(file)
     end
+    @testset "training.jl" include("training.jl")
 end
