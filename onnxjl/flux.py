@@ -111,6 +111,16 @@ class FluxModel:
         """The normalized graph that `plan` refers to, if the network was pruned."""
         return self.graph.source
 
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs that a call must be given, in the network's order."""
+        return list(self._inputs)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in the network's order."""
+        return list(self._outputs)
+
     def __call__(
         self, inputs: np.ndarray | Mapping[str, np.ndarray]
     ) -> np.ndarray | dict[str, np.ndarray]:
@@ -301,6 +311,7 @@ def to_flux(model: Source, **options: Any) -> FluxModel:
     JuliaError : Julia, or what it needs, isn't there.
     """
     graph = normalize(load(model, **options))
+    handover.check_inputs(graph)
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
     with _as_julia_error():

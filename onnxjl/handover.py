@@ -12,9 +12,45 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import UnsupportedOperator
 from onnxjl.graph import FLOATING, Graph, node_name
+from onnxjl.inputs import graph_inputs
 
 PlainNode = tuple[str, str, str, list[str], list[str], dict[str, Any]]
 """Name, operator, domain, inputs, outputs (absent ones are empty), attributes."""
+
+_TYPES = frozenset(
+    np.dtype(name)
+    for name in (
+        *("bool", "float16", "float32", "float64"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+)
+
+
+def check_type(where: str, dtype: np.dtype) -> None:
+    """Raise an UnsupportedOperator unless Julia has this element type.
+
+    Parameters
+    ----------
+    where : what has it, for the message.
+    """
+    if dtype not in _TYPES:
+        kind = "strings" if dtype.kind in "OSUT" else dtype.name
+        raise UnsupportedOperator(
+            f"{where} holds {kind}: the Flux engine has 16, 32 and 64-bit floats, 8 to 64-bit "
+            "integers and booleans; convert the model"
+        )
+
+
+def check_inputs(graph: Graph) -> None:
+    """Raise an UnsupportedOperator unless every input of the graph is a tensor that Julia has."""
+    for value in graph_inputs(graph):
+        if isinstance(value.type, ir.TensorType):
+            check_type(f"input '{value.name}'", value.type.dtype.numpy())
+        elif value.type is not None:
+            kind = type(value.type).__name__.removesuffix("Type").lower()
+            raise UnsupportedOperator(
+                f"input '{value.name}' is a {kind}: the Flux engine has tensors only"
+            )
 
 
 def nodes(graph: ir.Graph) -> list[PlainNode]:
@@ -48,11 +84,7 @@ def tensors(graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
     """
     for name in graph.model.graph.initializers:
         array = graph.weight(name)
-        if array.dtype.kind not in "biuf":
-            raise UnsupportedOperator(
-                f"initializer '{name}' holds {array.dtype}: the Flux engine has 16, 32 and 64-bit "
-                "floats, integers and booleans; convert the model"
-            )
+        check_type(f"initializer '{name}'", array.dtype)
         yield name, np.asarray(array, order="C").T
         del array
         graph.unmap(name)

@@ -1,0 +1,342 @@
+"""ONNX's own backend tests through Flux: one command runs them all and writes the verdicts.
+
+``python tests/backend_suite.py`` takes the whole suite and rewrites ``backend_verdicts.json``;
+``--only PATTERN`` takes a part and prints what doesn't pass. Every test runs in this one process,
+as Julia compiles for each kind of operator and array once. A test's verdict is
+
+- ``pass``: outputs agree, by ONNX's own tolerance, shape and element type;
+- ``unsupported``: `UnsupportedOperator` was raised, and says why;
+- ``wrong``: it ran, and outputs differ;
+- ``error``: anything else was raised.
+
+Where it passes, the network is exported again, and the file judged the same way in onnxruntime, or
+in onnx.reference where onnxruntime can't run the original either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTHON_JULIACALL_OPTLEVEL", "1")  # Nearly all of the time is compilation.
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.runner import Runner
+from onnx.reference import ReferenceEvaluator
+
+from onnxjl import UnsupportedOperator, backend
+from onnxjl.serialize import write
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
+VERDICTS = Path(__file__).with_name("backend_verdicts.json")
+EXPANDED = "_expanded"
+
+Arrays = list[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of ONNX's tests.
+
+    Parameters
+    ----------
+    kind : one of `KINDS`.
+    source : the test as ONNX has it.
+    """
+
+    kind: str
+    source: TestCase
+
+    @property
+    def name(self) -> str:
+        """The test's name, which is its own among all kinds."""
+        return str(self.source.name)
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The network."""
+        if self.source.model is not None:
+            return self.source.model
+        return onnx.load(self._path)
+
+    @property
+    def _path(self) -> Path:
+        if self.source.model_dir is not None:
+            return Path(self.source.model_dir) / "model.onnx"
+        return Path(onnx.__file__).parent / str(self.source.url).removeprefix("onnx/")
+
+    @property
+    def fed(self) -> list[onnx.ValueInfoProto]:
+        """The inputs that a caller gives."""
+        known = {tensor.name for tensor in self.model.graph.initializer}
+        return [value for value in self.model.graph.input if value.name not in known]
+
+    def data(self) -> list[tuple[Arrays, Arrays]]:
+        """Inputs and expected outputs, once or more."""
+        if self.source.model is not None:
+            return [([*map(_array, i)], [*map(_array, o)]) for i, o in self.source.data_sets]
+        graph = self.model.graph
+        if self.source.model_dir is None:  # A light model: weights are made up as it runs.
+            inputs = [Runner.generate_dummy_data(x, seed=0, random=False) for x in self.fed]
+            stem = self._path.with_suffix("")
+            return [
+                (
+                    inputs,
+                    [
+                        _read(stem.with_name(f"{stem.name}_output_{i}.pb"), value.type)
+                        for i, value in enumerate(graph.output)
+                    ],
+                )
+            ]
+        sets = []
+        for folder in sorted(self._path.parent.glob("test_data_set*")):
+            inputs = len([*folder.glob("input_*.pb")])
+            outputs = len([*folder.glob("output_*.pb")])
+            sets.append(
+                (
+                    [_read(folder / f"input_{i}.pb", graph.input[i].type) for i in range(inputs)],
+                    [
+                        _read(folder / f"output_{i}.pb", graph.output[i].type)
+                        for i in range(outputs)
+                    ],
+                )
+            )
+        return sets
+
+    def baked(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The inputs after the first that can be constants, by name."""
+        return {
+            value.name: x
+            for value, x in [*zip(self.fed, inputs, strict=False)][1:]
+            if isinstance(x, np.ndarray) and x.dtype != object and self.kind == "node"
+        }
+
+
+@dataclass
+class Verdict:
+    """What became of a test.
+
+    Parameters
+    ----------
+    verdict : ``pass``, ``unsupported``, ``wrong`` or ``error``.
+    reason : why it isn't a pass.
+    exported : the same of the exported network: ``pass``, or what is wrong. Empty where the test
+        didn't pass itself.
+    operators : the operators in it, with their domains.
+    seconds : how long it took.
+    """
+
+    verdict: str
+    reason: str = ""
+    exported: str = ""
+    operators: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def cases(kinds: Sequence[str] = KINDS) -> Iterator[Case]:
+    """Yield ONNX's tests in a fixed order; those that need a download are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in kinds:
+            for source in sorted(load_model_tests(kind=kind), key=lambda case: str(case.name)):
+                if source.model is None and source.model_dir is None:
+                    if "/data/light/" not in str(source.url):
+                        continue
+                yield Case(kind, source)
+
+
+def judge(case: Case, *, bake: bool = False, export: bool = True) -> Verdict:
+    """Run a test.
+
+    Parameters
+    ----------
+    case : the test.
+    bake : whether inputs after the first become constants.
+    export : whether the network that passes is judged once more after export.
+    """
+    begin = time.perf_counter()
+    verdict, model = _judge(case, bake)
+    verdict.operators = sorted(operators(case.model.graph))
+    if export and model is not None:
+        verdict.exported = _judge_export(case, model, bake)
+    verdict.seconds = round(time.perf_counter() - begin, 2)
+    return verdict
+
+
+def _judge(case: Case, bake: bool) -> tuple[Verdict, Any]:
+    try:
+        model = None
+        for inputs, expected in case.data():
+            constants = case.baked(inputs) if bake else {}
+            if model is None:
+                model = backend.prepare(case.model, bake=constants)
+            kept = [
+                x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants
+            ]
+            found = model.run(kept)
+            try:
+                _compare(case, expected, found)
+            except AssertionError as error:
+                return Verdict("wrong", _line(error)), None
+        return Verdict("pass"), model
+    except UnsupportedOperator as error:
+        return Verdict("unsupported", _line(error)), None
+    except Exception as error:
+        return Verdict("error", f"{type(error).__name__}: {_line(error)}"), None
+
+
+def _judge_export(case: Case, rep: backend.FluxRep, bake: bool) -> str:
+    try:
+        file = io.BytesIO()
+        write(rep.model.to_graph(), file)
+        data = file.getvalue()
+        onnx.checker.check_model(data)
+        try:
+            runner: Any = _session(case.model.SerializeToString())
+        except Exception:
+            runner = None
+        run = ReferenceEvaluator(data) if runner is None else _session(data)
+        names = rep.model.inputs
+        for inputs, expected in case.data():
+            constants = case.baked(inputs) if bake else {}
+            kept = [x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants]
+            try:
+                _compare(case, expected, run.run(None, dict(zip(names, kept, strict=True))))
+            except Exception:
+                if runner is None:
+                    raise
+                # Does the original do any better there?
+                fed = {v.name: x for v, x in zip(case.fed, inputs, strict=True)}
+                try:
+                    _compare(case, expected, runner.run(None, fed))
+                except Exception:
+                    found = ReferenceEvaluator(data).run(None, dict(zip(names, kept, strict=True)))
+                    _compare(case, expected, found)
+                    continue
+                raise
+        return "pass"
+    except Exception as error:
+        return f"{type(error).__name__}: {_line(error)}"
+
+
+def _session(data: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(case: Case, expected: Arrays, found: Sequence[Any]) -> None:
+    found = [x if isinstance(x, list) else np.asarray(x) for x in found]
+    Runner.assert_similar_outputs(expected, found, rtol=case.source.rtol, atol=case.source.atol)
+
+
+def operators(graph: onnx.GraphProto) -> set[str]:
+    """Return the operators of a graph and of those within it, as ``domain::Operator``."""
+    found = set()
+    for node in graph.node:
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}::"
+        found.add(domain + node.op_type)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found |= operators(attribute.g)
+    return found
+
+
+def _array(x: Any) -> Any:
+    return numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else x
+
+
+def _read(path: Path, kind: onnx.TypeProto) -> Any:
+    data = path.read_bytes()
+    match kind.WhichOneof("value"):
+        case "sequence_type":
+            return numpy_helper.to_list(onnx.SequenceProto.FromString(data))
+        case "optional_type":
+            return numpy_helper.to_optional(onnx.OptionalProto.FromString(data))
+        case _:
+            return numpy_helper.to_array(onnx.TensorProto.FromString(data))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def report(verdicts: dict[str, Verdict], kinds: dict[str, str]) -> str:
+    """Return the counts as a table."""
+    names = ("pass", "unsupported", "wrong", "error")
+    lines = [f"{'':24}{'all':>8}" + "".join(f"{n:>13}" for n in names) + f"{'exported':>11}"]
+    groups = {kind: [n for n in verdicts if kinds[n] == kind] for kind in KINDS}
+    groups["expanded"] = [n for n in groups["node"] if EXPANDED in n]
+    groups["together"] = list(verdicts)
+    for group, members in groups.items():
+        count = Counter(verdicts[name].verdict for name in members)
+        exported = sum(verdicts[name].exported == "pass" for name in members)
+        lines.append(
+            f"{group:24}{len(members):8}"
+            + "".join(f"{count[n]:13}" for n in names)
+            + f"{exported:11}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suite, or a part of it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", metavar="PATTERN", help="tests whose name has this in it")
+    parser.add_argument("--from", dest="listed", metavar="FILE", help="tests named in a file")
+    parser.add_argument("--kind", action="append", choices=KINDS)
+    parser.add_argument("--bake", action="store_true", help="inputs after the first are constants")
+    parser.add_argument("--no-export", action="store_true", help="don't judge exported networks")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where the verdicts go")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    listed = None if options.listed is None else set(Path(options.listed).read_text().split())
+    whole = not (options.only or listed is not None or options.kind or options.bake)
+    out = options.out or (VERDICTS if whole else None)
+    begin = time.perf_counter()
+    verdicts, kinds = {}, {}
+    for case in cases(options.kind or KINDS):
+        if options.only and not re.search(options.only, case.name):
+            continue
+        if listed is not None and case.name not in listed:
+            continue
+        verdict = judge(case, bake=options.bake, export=not options.no_export)
+        verdicts[case.name], kinds[case.name] = verdict, case.kind
+        bad = verdict.reason or verdict.exported.removeprefix("pass")
+        if bad:
+            print(f"{verdict.verdict:12}{verdict.seconds:6.2f}s {case.name}: {bad}", flush=True)
+        elif len(verdicts) % 100 == 0:
+            print(f"{len(verdicts)} tests, {time.perf_counter() - begin:.0f} s", flush=True)
+    print(report(verdicts, kinds))
+    print(f"{len(verdicts)} tests in {time.perf_counter() - begin:.0f} s")
+    if out is not None:
+        rows = ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps({'kind': kinds[name]} | asdict(verdict))}"
+            for name, verdict in verdicts.items()
+        )
+        head = f'"onnx": "{onnx.__version__}", "onnxruntime": "{onnxruntime.__version__}"'
+        out.write_text(f'{{{head}, "tests": {{\n{rows}\n}}}}\n')
+    return any(v.verdict in ("wrong", "error") for v in verdicts.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
