@@ -274,12 +274,7 @@ class FluxModel:
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
         with _as_julia_error():
-            plain, arrays = julia().deliver(self.julia)
-        graph = handover.to_graph(
-            self.graph,
-            plain,
-            {str(name): np.array(x.T, order="C") for name, x in arrays.items()},
-        )
+            graph = handover.to_graph(self.graph, julia().deliver(self.julia))
         return replace(graph, plan=self.plan, source=self.source)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
