@@ -141,10 +141,12 @@ derivative(::typeof(shrunk), x, y, lambd, bias) = (x < -lambd) | (x > lambd)
 
 function alongaxis(f::F, x, axis, opset) where {F}
     isempty(x) && return copy(x)
-    opset < 13 || return f(x; dims=dimension(something(axis, -1), x))
+    # In half precision LLVM stops at NNlib's maximum, on processors with wide registers.
+    wide = widefloat(x)
+    opset < 13 || return narrowto(x, f(wide; dims=dimension(something(axis, -1), x)))
     first = something(axis, 1)
     inner = ndims(x) - (first < 0 ? first + ndims(x) : first)
-    return reshape(f(reshape(x, prod(size(x)[1:inner]), :); dims=1), size(x))
+    return narrowto(x, reshape(f(reshape(wide, prod(size(x)[1:inner]), :); dims=1), size(x)))
 end
 
 hardmax(x; dims) = onehot.(eltype(x), extremeindex(>, x, dims, false), indicesalong(x, dims))
