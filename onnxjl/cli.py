@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onnxjl {onnxjl.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_info, _normalize, _groups, _prune, _apply, _compare):
+    for add in (_info, _normalize, _groups, _prune, _apply, _compare, _doctor):
         add(commands)
     return parser
 
@@ -292,6 +292,19 @@ def _compare(commands: Any) -> None:
         help="relative difference that counts as equal (default: 1e-4; 16-bit floats: 2e-2)",
     )
     _files(command)
+
+
+def _doctor(commands: Any) -> None:
+    _command(
+        commands,
+        "doctor",
+        "whether Julia is there for the Flux engine, and what mends it",
+        "Print the versions of what onnxjl runs on, in Python and in Julia, what is missing, and\n"
+        "the command that mends it. Starts Julia if all is there; the first time, that takes\n"
+        "minutes.\n"
+        "Exit status 1 if the Flux engine wouldn't work.",
+        "  onnxjl doctor",
+    )
 
 
 def _model(command: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxjl import criteria, data
 from onnxjl.check import compare as compared
+from onnxjl.doctor import describe, diagnose
 from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
@@ -266,6 +267,14 @@ def compare(options: Namespace) -> int:
         ),
     )
     return 0 if found.equal() else 1
+
+
+def doctor(options: Namespace) -> int:
+    """Print whether the Flux engine works, and what mends it if it doesn't."""
+    with Progress("looking at Python and Julia"):
+        diagnosis = diagnose()
+    _print(options, diagnosis.facts(), lambda: describe(diagnosis))
+    return 0 if diagnosis.works else 1
 
 
 def _report(options: Namespace, report: Report) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,11 @@ def batches(
 
 
 def labelled(
-    data: Any, graph: Graph, *, batch_size: int = BATCH_SIZE
+    data: Any,
+    graph: Graph,
+    *,
+    batch_size: int = BATCH_SIZE,
+    shuffle: np.random.Generator | None = None,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Feeds for a graph with their labels, batch by batch.
 
@@ -108,6 +112,8 @@ def labelled(
     data : see the module's description; it must hold labels.
     graph : the graph whose inputs are fed.
     batch_size : samples in a batch where the graph leaves the number open.
+    shuffle : draws the order of the samples of an array, mapping, pair or file, and within each
+        item of an iterable, whose items come in its own order; None keeps the order.
 
     Yields
     ------
@@ -117,13 +123,32 @@ def labelled(
     ------
     DataError : as for `batches`, or there are no labels, or not one for each sample.
     """
-    for feeds, target in _cut(data, graph, batch_size):
+    for feeds, target in _cut(data, graph, batch_size, shuffle):
         if target is None:
             raise DataError(
                 f"the data have no labels: name an array '{TARGET}' in the file or mapping, "
                 "or give a pair (x, y)"
             )
         yield feeds, target
+
+
+def count_batches(data: Any, graph: Graph, *, batch_size: int = BATCH_SIZE) -> int | None:
+    """How many batches the data make, where that can be told without going through them.
+
+    Parameters
+    ----------
+    data, graph, batch_size : as for `batches`.
+
+    Returns
+    -------
+    The number; for an iterable with a length that length, as if each item were a batch; else None.
+    """
+    if _is_item(data):
+        return sum(1 for _ in batches(data, graph, batch_size=batch_size))
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # A loader of PyTorch's over a data set without a length.
+        return None
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -199,7 +224,7 @@ def _declared(value: ir.Value) -> Input:
 
 
 def _cut(
-    data: Any, graph: Graph, batch_size: int
+    data: Any, graph: Graph, batch_size: int, shuffle: np.random.Generator | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
     """Go through the data in batches of feeds and labels (None where there are none)."""
     if batch_size < 1:
@@ -222,20 +247,22 @@ def _cut(
                 f"'{TARGET}' has shape {target.shape} for {samples} samples of '{first.name}'; "
                 "its axis 0 must count the samples"
             )
+        order = None if shuffle is None else shuffle.permutation(samples)
         step = fixed or batch_size
         for start in range(0, samples, step):
             stop = min(start + step, samples)
             if fixed is not None and stop - start < fixed:
                 break
             empty = False
+            chosen = slice(start, stop) if order is None else order[start:stop]
             feeds = {
                 entry.name: _cast(
-                    arrays[entry.name][start:stop] if entry.name in cut else arrays[entry.name],
+                    arrays[entry.name][chosen] if entry.name in cut else arrays[entry.name],
                     entry,
                 )
                 for entry in declared
             }
-            yield feeds, None if target is None else target[start:stop]
+            yield feeds, None if target is None else target[chosen]
     if empty:
         need = (
             "a sample"

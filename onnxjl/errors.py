@@ -22,7 +22,22 @@ class UnsupportedOperator(OnnxjlError):  # noqa: N818 - the name that users see 
 
 
 class JuliaError(OnnxjlError):
-    """Julia can't be found or started, lacks a package, or failed; the message names the node."""
+    """Julia can't be found or started, lacks a package, or failed; the message names the node.
+
+    Parameters
+    ----------
+    message : one line.
+    failure : the error with Julia's stack, for `julia_traceback`.
+    """
+
+    def __init__(self, message: str, failure: BaseException | None = None) -> None:
+        super().__init__(message)
+        self._failure = failure
+
+    @property
+    def julia_traceback(self) -> str:
+        """The whole of what Julia says, with its stack; empty if Julia didn't get that far."""
+        return "" if self._failure is None else str(self._failure)
 
 
 class BudgetError(OnnxjlError):
@@ -35,6 +50,10 @@ class DataError(OnnxjlError):
 
 class WeightError(OnnxjlError):
     """A weight that is to be scored holds NaN or infinity."""
+
+
+class TrainingError(OnnxjlError):
+    """Training can't go on, as its loss or gradient isn't finite; the message says what to do."""
 
 
 class PlanError(OnnxjlError):

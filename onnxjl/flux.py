@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjl import handover
+from onnxjl import handover, julia_environment
 from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights
@@ -28,9 +32,14 @@ from onnxjl.plan import Plan
 from onnxjl.structure import Group
 
 if TYPE_CHECKING:
+    from onnxjl.history import History
     from onnxjl.save import Saved
 
+DEVICES = ("cpu", "gpu")
+
 _started: Any = None
+_failed: JuliaError | None = None
+"""Why Julia failed while it was being started: a process can start it once."""
 
 
 def julia() -> Any:
@@ -47,35 +56,111 @@ def julia() -> Any:
 
 
 def _start() -> Any:
-    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
-    try:
-        import juliacall
-    except Exception as error:
-        raise JuliaError(f"Julia can't be started: {error}") from error
+    running = "juliacall" in sys.modules
+    juliacall = sys.modules["juliacall"] if running else _import_juliacall()
+    if not hasattr(juliacall, "Main"):
+        raise JuliaError(
+            "juliacall was imported, but Julia wasn't started (PYTHON_JULIACALL_INIT is 'no'); "
+            "don't set it, and start Python anew"
+        )
     main = juliacall.Main
-    folder = str(Path(__file__).with_name("julia").resolve())
-    with _as_julia_error():
+    folder = str(julia_environment.FOLDER)
+    with as_julia_error():
         # At the end: a package finds its dependencies only in environments before its own.
         if folder not in main.LOAD_PATH:
             main.push_b(main.LOAD_PATH, folder)
+        if running:
+            _check_packages(main)
         main.Base.require(main, main.Symbol("PythonCall"))
-        return main.Base.require(main, main.Symbol("OnnxJL"))
+        module = main.Base.require(main, main.Symbol("OnnxJL"))
+        source = Path(str(main.Base.pathof(module))).resolve()
+    if not source.is_relative_to(folder):
+        warnings.warn(
+            f"Julia has OnnxJL from {source.parents[1]}, and this onnxjl brings its own in "
+            f"{folder}: where they differ, things go wrong; `]rm OnnxJL` takes the other out of "
+            "the Julia project",
+            stacklevel=4,
+        )
+    return module
+
+
+def _import_juliacall() -> Any:
+    """Start Julia, after a look at what there is."""
+    global _failed
+    if _failed is not None:
+        raise _failed
+    julia_environment.inspect(julia_environment.find()).check()
+    # With one thread, signals are Python's alone. With several, Julia's garbage collector needs
+    # some, and Julia takes all of them.
+    several = julia_environment.threads() != "1"
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes" if several else "no")
+    with warnings.catch_warnings(), _python_signals():
+        if sys.platform == "linux":
+            # True of releases whose libraries export LLVM's symbols; either order works since.
+            warnings.filterwarnings("ignore", "torch was imported before juliacall")
+        try:
+            import juliacall
+        except Exception as error:
+            _failed = JuliaError(
+                f"Julia can't be started: {_first_line(str(error))}; `onnxjl doctor` says more"
+            )
+            raise _failed from error
+    return juliacall
 
 
 @contextlib.contextmanager
-def _as_julia_error() -> Iterator[None]:
-    """Turn an error in Julia into one of ours: one line, with the cause chained."""
-    import juliacall
+def _python_signals() -> Iterator[None]:
+    """Give Python what it had of Ctrl-C and termination before, even if Julia took them."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not (main_thread and hasattr(signal, "pthread_sigmask")):
+        yield
+        return
+    ours = {signal.SIGINT, signal.SIGTERM}
+    handlers = {number: signal.getsignal(number) for number in ours}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours - blocked)
 
+
+def _check_packages(main: Any) -> None:
+    """Raise a JuliaError if the Julia that somebody else started lacks a package."""
+    missing = [
+        package.name
+        for package in julia_environment.requirements()
+        if main.Base.locate_package(main.Base.PkgId(main.Base.UUID(package.uuid), package.name))
+        is None
+    ]
+    if missing:
+        raise JuliaError(
+            f"juliacall is already running, with the Julia project {main.Base.active_project()}, "
+            f"which lacks {', '.join(missing)}: `]add {' '.join(missing)}` there, or start onnxjl "
+            "before what started it"
+        )
+
+
+@contextlib.contextmanager
+def as_julia_error() -> Iterator[None]:
+    """Turn an error in Julia into one of ours: one line, with the cause chained."""
+    juliacall = sys.modules["juliacall"]
     try:
         yield
     except juliacall.JuliaError as error:
+        # Without Julia's stack, which `julia_traceback` has.
+        cause = juliacall.JuliaError(error.exception)
         if _started is None:
-            raise JuliaError(f"Julia can't load OnnxJL: {_first_line(str(error))}") from error
+            raise JuliaError(
+                f"Julia can't load OnnxJL: {_first_line(str(cause))}; `onnxjl doctor` says more",
+                error,
+            ) from cause
         kind, text = _started.explain(error.exception)
         if kind == "unsupported":
-            raise UnsupportedOperator(text) from error
-        raise JuliaError(_first_line(text)) from error
+            raise UnsupportedOperator(text) from cause
+        raise JuliaError(_first_line(text), error) from cause
     except TypeError as error:  # What juliacall makes of a MethodError.
         if not str(error).startswith("Julia: "):
             raise
@@ -139,9 +224,8 @@ class FluxModel:
         DataError : the inputs aren't the network's.
         JuliaError : a layer can't take what it gets.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        with _as_julia_error():
-            outputs = [np.asarray(y).T for y in julia().run(self.julia, arrays)]
+        with as_julia_error():
+            outputs = [np.asarray(y).T for y in julia().run(self.julia, self.arrays(inputs))]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
@@ -173,7 +257,7 @@ class FluxModel:
         DataError, JuliaError : as for a call.
         """
         value, tree = self.backward(loss, inputs, target)
-        with _as_julia_error():
+        with as_julia_error():
             found = julia().namedgradients(self.julia, tree)
             return value, {str(k): np.array(v.T, order="C") for k, v in found.items()}
 
@@ -187,16 +271,41 @@ class FluxModel:
 
         Parameters are those of `gradient`.
         """
-        arrays = [np.asarray(x, order="C").T for x in self._ordered(inputs)]
-        wanted = None if target is None else np.asarray(target, order="C").T
         bridge = julia()
-        with _as_julia_error():
-            passed = bridge.forward(self.julia, arrays)
-            if isinstance(loss, str) or is_julia(loss):
-                value, deltas = bridge.measure(self._loss(loss), passed, wanted)
-            else:
-                value, deltas = self._python_loss(loss, passed, target)
-            return float(value), bridge.backward(passed, deltas)
+        with as_julia_error():
+            passed = bridge.forward(self.julia, self.arrays(inputs))
+            value, deltas = self.loss_gradient(loss, passed, target)
+            return value, bridge.backward(passed, deltas)
+
+    def loss_gradient(self, loss: Any, passed: Any, target: Any) -> tuple[float, Any]:
+        """Return a loss, and its gradients with respect to the outputs of a pass, for Julia."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            value, deltas = julia().measure(self._loss(loss), passed, wanted)
+            return float(value), deltas
+        return self._python_loss(loss, passed, target)
+
+    def loss_value(self, loss: Any, passed: Any, target: Any) -> float:
+        """Return a loss of the outputs of a pass."""
+        if isinstance(loss, str) or is_julia(loss):
+            wanted = None if target is None else np.asarray(target, order="C").T
+            return float(julia().lossvalue(self._loss(loss), passed, wanted))
+        return evaluate(loss, self.outputs(passed), target)[0]
+
+    def outputs(self, passed: Any) -> np.ndarray | dict[str, np.ndarray]:
+        """Return the outputs of a pass, as a call does."""
+        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
+        return arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+
+    def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return inputs as Julia takes them: in the network's order, their axes reversed."""
+        return [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+
+    def finetune(self, data: Any, **options: Any) -> History:
+        """Train the network, which changes in place; see `onnxjl.finetune.finetune`."""
+        from onnxjl.finetune import finetune
+
+        return finetune(self, data, **options)
 
     def trainmode(self) -> FluxModel:
         """Make normalizations use, and keep, the statistics of each batch; returns the model."""
@@ -208,6 +317,23 @@ class FluxModel:
         julia().Flux.testmode_b(self.julia)
         return self
 
+    def to(self, device: str) -> FluxModel:
+        """Return the network on another device; batches go where it is.
+
+        Parameters
+        ----------
+        device : ``cpu``, or ``gpu`` for the one that Julia's MLDataDevices finds, which needs a
+            package in the Julia project: CUDA and cuDNN, AMDGPU, Metal or oneAPI.
+
+        Raises
+        ------
+        UsageError : there is no such device.
+        JuliaError : no GPU works here.
+        """
+        _check_device(device)
+        with as_julia_error():
+            return FluxModel(self.graph, julia().todevice(self.julia, device))
+
     def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
         """Return a copy in float64 with its weights moved.
 
@@ -217,12 +343,12 @@ class FluxModel:
         step : how far: ``weight + step · direction``.
         """
         arrays = {name: np.asarray(x, order="C").T for name, x in direction.items()}
-        with _as_julia_error():
+        with as_julia_error():
             return FluxModel(self.graph, julia().movedby(self.julia, arrays, float(step)))
 
     def positive(self) -> FluxModel:
         """Return a copy in float64 with the absolute values of its weights."""
-        with _as_julia_error():
+        with as_julia_error():
             return FluxModel(self.graph, julia().positive(self.julia))
 
     def _loss(self, loss: Any) -> Any:
@@ -231,8 +357,8 @@ class FluxModel:
         return loss
 
     def _python_loss(self, loss: Any, passed: Any, target: Any) -> tuple[float, list[np.ndarray]]:
-        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
-        output = arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
+        output = self.outputs(passed)
+        arrays = list(output.values()) if isinstance(output, Mapping) else [output]
         value, gradients = evaluate(loss, output, target)
         if not isinstance(gradients, Mapping):
             gradients = {self._outputs[0]: gradients}
@@ -273,7 +399,7 @@ class FluxModel:
 
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
-        with _as_julia_error():
+        with as_julia_error():
             graph = handover.to_graph(self.graph, julia().deliver(self.julia))
         return replace(graph, plan=self.plan, source=self.source)
 
@@ -286,30 +412,33 @@ class FluxModel:
 
         return save(self, path, **options)
 
-    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name, for inputs by name."""
         found = self(inputs)
         return found if isinstance(found, dict) else {self._outputs[0]: found}
 
 
-def to_flux(model: Source, **options: Any) -> FluxModel:
+def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
     """Return a network as Flux layers; the first call starts Julia.
 
     Parameters
     ----------
     model : whatever `onnxjl.load` takes; normalized if it isn't.
+    device : ``cpu`` or ``gpu``; see `FluxModel.to`.
     options : as for `onnxjl.load`.
 
     Raises
     ------
     UnsupportedOperator : a node has an operator or an attribute that isn't there; names it.
-    JuliaError : Julia, or what it needs, isn't there.
+    UsageError : there is no such device.
+    JuliaError : Julia, or what it needs, isn't there, or no GPU works.
     """
+    _check_device(device)
     graph = normalize(load(model, **options))
     handover.check_inputs(graph)
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.receive(
             plain,
             handover.tensors(graph),
@@ -318,7 +447,13 @@ def to_flux(model: Source, **options: Any) -> FluxModel:
             dict(graph.model.opset_imports),
             handover.trainable(graph),
         )
-    return FluxModel(graph, handle)
+    made = FluxModel(graph, handle)
+    return made if device == "cpu" else made.to(device)
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        raise UsageError(unknown("device", device, DEVICES))
 
 
 def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
@@ -331,7 +466,7 @@ def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
     small : what the same plan makes of the model as a graph.
     """
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         handle = bridge.prune(model.julia, bridge.edits(plan))
     return FluxModel(small, handle)
 
@@ -345,7 +480,7 @@ def criterion_from(path: str | os.PathLike[str], name: str) -> Any:
     name : the function's; it takes an ``OnnxJL.Group`` and returns a score for each unit.
     """
     bridge = julia()
-    with _as_julia_error():
+    with as_julia_error():
         return bridge.criterion(os.fspath(path), name)
 
 
@@ -364,7 +499,7 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
             name: (np.asarray(array, order="C").T, _transposed(gradients.get(name)))
             for name, array in weights.items()
         }
-        with _as_julia_error():
+        with as_julia_error():
             return np.array(julia().score(function, group.name, tensors, members))
 
     scores.__name__ = str(julia().Base.string(function))

@@ -98,7 +98,7 @@ def save(
     """
     expected = None
     if isinstance(graph, FluxModel):
-        expected = graph.outputs
+        expected = graph.run
         graph = graph.to_graph()
     elif not isinstance(graph, Graph):
         graph = load(graph)
@@ -154,6 +154,31 @@ def save_text(text: str, path: str | os.PathLike[str], *, force: bool = False) -
     target = check_output(path, force=force)
     with _as_output_error(path), _Temporary(target) as temporary:
         temporary.file.write(text.encode())
+        temporary.flush()
+        temporary.rename(target)
+    return target
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Path:
+    """Write an ``.npz`` file as carefully as `save` writes a model, over one that is there.
+
+    Parameters
+    ----------
+    arrays : by name.
+    path : where to.
+
+    Returns
+    -------
+    The file.
+
+    Raises
+    ------
+    OutputError : the file can't be written.
+    """
+    target = check_output(path, force=True)
+    named: dict[str, Any] = dict(arrays)
+    with _as_output_error(path), _Temporary(target) as temporary:
+        np.savez(temporary.file, **named)
         temporary.flush()
         temporary.rename(target)
     return target

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import flux_support
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[SLOW] = len(slow)
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Name the Julia that a test is about to start."""
+    if flux_support.needs_julia.mark in item.iter_markers("skipif"):
+        flux_support.name_julia()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,6 @@
 module OnnxJLPythonCallExt
 
-using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator
+using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator, mover, oncpu
 using PythonCall
 
 # An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
@@ -74,7 +74,7 @@ plain(x::AbstractVector) = pylist(map(plain, x))
 
 plain(network::Network) = delivered(network)
 
-OnnxJL.deliver(graph::FluxGraph) = delivered(OnnxJL.network(graph))
+OnnxJL.deliver(graph::FluxGraph) = delivered(OnnxJL.network(oncpu(graph)))
 
 function delivered(network::Network)
     nodes = pylist(map(network.nodes) do node
@@ -88,24 +88,57 @@ function delivered(network::Network)
 end
 
 function OnnxJL.run(graph, inputs)
-    y = graph((ownarray(x) for x in Py(inputs))...)
+    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
     return pylist(map(numpyarray, y isa Tuple ? collect(Any, y) : Any[y]))
 end
 
-OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, [ownarray(x) for x in Py(inputs)])
+OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, map(mover(graph) ∘ ownarray, Py(inputs)))
 OnnxJL.outputs(pass::Pass) = pylist(map(numpyarray, collect(Any, pass.outputs)))
-OnnxJL.backward(pass::Pass, Δ::PyList) = OnnxJL.backward(pass, map(ownarray, Py(Δ)))
+OnnxJL.backward(pass::Pass, Δ::PyList) =
+    OnnxJL.backward(pass, map(mover(first(pass.outputs)) ∘ ownarray, Py(Δ)))
 
-function OnnxJL.measure(loss, pass::Pass, target)
-    f = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
-    return OnnxJL.lossgradient(f, pass, target === nothing ? nothing : ownarray(target))
+OnnxJL.measure(loss, pass::Pass, target) =
+    OnnxJL.lossgradient(lossfunction(loss), pass, wanted(target, pass))
+
+OnnxJL.lossvalue(loss, pass::Pass, target) =
+    lossfunction(loss)(pass.outputs..., wanted(target, pass))
+
+lossfunction(loss) = loss isa AbstractString ? OnnxJL.LOSSES[loss] : loss
+
+"A target as a Julia array; one of floats has the outputs' precision."
+function wanted(target, pass::Pass)
+    target === nothing && return nothing
+    x = mover(first(pass.outputs))(ownarray(target))
+    return x isa AbstractArray{<:AbstractFloat} ? eltype(first(pass.outputs)).(x) : x
 end
+
+OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, weight) =
+    OnnxJL.distil(pass, value, deltas(Δ), ownarray(teacher), temperature, weight)
+
+deltas(Δ) = Δ
+deltas(Δ::PyList) = map(ownarray, Py(Δ))
+
+function OnnxJL.infer(graph, inputs)
+    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
+    return Pass(y isa Tuple ? y : (y,), nothing)
+end
+
+OnnxJL.stepnames(graph) = pylist(
+    pylist([step.name; map(OnnxJL.nodename, step.nodes)]) for step in graph.program.steps
+)
+
+OnnxJL.numpyarrays(arrays) =
+    pylist(numpyarray(x isa Number ? [x] : x) for x in arrays)
+
+OnnxJL.restore!(graph, saved::PyList) = OnnxJL.restore!(graph, map(ownarray, Py(saved)))
+OnnxJL.unpack!(state, packed::PyList) = OnnxJL.unpack!(state, map(ownarray, Py(packed)))
 
 OnnxJL.namedgradients(graph, gradient) =
     pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
 
 function OnnxJL.movedby(graph, direction, step)
-    arrays = Dict(pyconvert(String, name) => ownarray(x) for (name, x) in Py(direction).items())
+    move = mover(graph) ∘ ownarray
+    arrays = Dict(pyconvert(String, name) => move(x) for (name, x) in Py(direction).items())
     return OnnxJL.moved(graph, arrays, step)
 end
 

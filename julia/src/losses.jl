@@ -120,3 +120,33 @@ function lossgradient(loss, pass::Pass, target)
     value, back = Zygote.pullback((outputs...) -> loss(outputs..., target), pass.outputs...)
     return value, back(one(value))
 end
+
+"""
+    distillation(output, teacher, temperature)
+
+`T² mean(Σ p log(p / q))` over samples and positions, with `p = softmax(teacher / T)` and
+`q = softmax(output / T)` over the classes. Source: Hinton, Vinyals and Dean 2015, section 2.
+"""
+function distillation(output, teacher, temperature)
+    checksize(output, teacher)
+    T, d = eltype(output)(temperature), classdimension(output)
+    wanted = logsoftmax(teacher ./ T; dims=d)
+    scores = logsoftmax(output ./ T; dims=d)
+    places = length(output) ÷ size(output, d)
+    return T^2 * sum(exp.(wanted) .* (wanted .- scores)) / places
+end
+
+"""
+    distil(pass, value, Δ, teacher, temperature, weight) -> value, gradients
+
+The mean of a loss (its `value`, and its gradients `Δ` with respect to the outputs) and of the
+[`distillation`](@ref) of the first output, which has this `weight` of 1.
+"""
+function distil(pass::Pass, value, Δ, teacher, temperature, weight)
+    y = first(pass.outputs)
+    soft, back = Zygote.pullback(output -> distillation(output, teacher, temperature), y)
+    w = eltype(y)(weight)
+    hard = map(δ -> δ === nothing ? nothing : (1 - w) .* δ, Tuple(Δ))
+    mixed = Zygote.accum(first(hard), w .* only(back(one(soft))))
+    return (1 - weight) * value + weight * soft, (mixed, Base.tail(hard)...)
+end

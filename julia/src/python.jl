@@ -51,6 +51,13 @@ A forward pass on NumPy arrays, to go back.
 function forward end
 
 """
+    infer(graph, inputs) -> Pass
+
+A forward pass on NumPy arrays that can't be gone back.
+"""
+function infer end
+
+"""
     outputs(pass)
 
 The outputs of a pass, as NumPy arrays.
@@ -70,6 +77,27 @@ function measure end
 [`moved`](@ref) along NumPy arrays.
 """
 function movedby end
+
+"""
+    lossvalue(loss, pass, target)
+
+A loss (its name, or a Julia function).
+"""
+function lossvalue end
+
+"""
+    stepnames(graph)
+
+What each layer can be called: its own name, and those of its nodes.
+"""
+function stepnames end
+
+"""
+    numpyarrays(arrays)
+
+Julia arrays and numbers as NumPy arrays.
+"""
+function numpyarrays end
 
 """
     namedgradients(graph, gradient)
