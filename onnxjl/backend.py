@@ -51,7 +51,7 @@ class FluxRep(BackendRep):
         arrays = {name: np.asarray(x) for name, x in inputs.items()}
         for name, array in arrays.items():
             check_type(f"input '{name}'", array.dtype)
-        found = self.model.outputs(arrays)
+        found = self.model.run(arrays)
         return tuple(found[name] for name in self.model.output_names)
 
 

@@ -240,7 +240,9 @@ def _plain(node: ir.Node, attribute: ir.Attr) -> Any:
             return list(attribute.value)
         case kind.TENSOR:
             array = attribute.as_tensor().numpy()
-            check_type(f"node '{node_name(node)}' ({node.op_type}): '{attribute.name}'", array.dtype)
+            check_type(
+                f"node '{node_name(node)}' ({node.op_type}): '{attribute.name}'", array.dtype
+            )
             return np.asarray(array, order="C").T
         case kind.GRAPH:
             return _inner(attribute.as_graph())

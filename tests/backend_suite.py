@@ -1,8 +1,10 @@
 """ONNX's own backend tests through Flux: one command runs them all and writes the verdicts.
 
 ``python tests/backend_suite.py`` takes the whole suite and rewrites ``backend_verdicts.json``;
-``--only PATTERN`` takes a part and prints what doesn't pass. Every test runs in this one process,
-as Julia compiles for each kind of operator and array once. A test's verdict is
+``--only PATTERN`` takes a part and prints what doesn't pass. All tests share one process, whose
+Julia interprets what isn't compiled yet: arrays are tiny and every other test is the first of its
+kind, so that compilation would take six times as long as all the rest. Only the real networks have
+a process of their own, and Julia's compiler. A test's verdict is
 
 - ``pass``: outputs agree, by ONNX's own tolerance, shape and element type;
 - ``unsupported``: `UnsupportedOperator` was raised, and says why;
@@ -20,19 +22,17 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-# Arrays are tiny and every other test is the first of its kind: Julia's interpreter takes a sixth of
-# the time that its compiler would.
-os.environ.setdefault("PYTHON_JULIACALL_COMPILE", "min")
 
 import numpy as np
 import onnx
@@ -47,6 +47,9 @@ from onnxjl import UnsupportedOperator, backend
 from onnxjl.serialize import write
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
+COMPILED = ("real",)
+"""The kinds for which Julia compiles."""
+
 VERDICTS = Path(__file__).with_name("backend_verdicts.json")
 EXPANDED = "_expanded"
 
@@ -137,6 +140,7 @@ class Verdict:
 
     Parameters
     ----------
+    kind : the test's, of `KINDS`.
     verdict : ``pass``, ``unsupported``, ``wrong`` or ``error``.
     reason : why it isn't a pass.
     exported : the same of the exported network: ``pass``, or what is wrong. Empty where the test
@@ -145,6 +149,7 @@ class Verdict:
     seconds : how long it took.
     """
 
+    kind: str
     verdict: str
     reason: str = ""
     exported: str = ""
@@ -189,19 +194,17 @@ def _judge(case: Case, bake: bool) -> tuple[Verdict, Any]:
             constants = case.baked(inputs) if bake else {}
             if model is None:
                 model = backend.prepare(case.model, bake=constants)
-            kept = [
-                x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants
-            ]
+            kept = [x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants]
             found = model.run(kept)
             try:
                 _compare(case, expected, found)
             except AssertionError as error:
-                return Verdict("wrong", _line(error)), None
-        return Verdict("pass"), model
+                return Verdict(case.kind, "wrong", _line(error)), None
+        return Verdict(case.kind, "pass"), model
     except UnsupportedOperator as error:
-        return Verdict("unsupported", _line(error)), None
+        return Verdict(case.kind, "unsupported", _line(error)), None
     except Exception as error:
-        return Verdict("error", f"{type(error).__name__}: {_line(error)}"), None
+        return Verdict(case.kind, "error", f"{type(error).__name__}: {_line(error)}"), None
 
 
 def _judge_export(case: Case, rep: backend.FluxRep, bake: bool) -> str:
@@ -282,22 +285,65 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def report(verdicts: dict[str, Verdict], kinds: dict[str, str]) -> str:
+def report(verdicts: Mapping[str, Verdict]) -> str:
     """Return the counts as a table."""
     names = ("pass", "unsupported", "wrong", "error")
     lines = [f"{'':24}{'all':>8}" + "".join(f"{n:>13}" for n in names) + f"{'exported':>11}"]
-    groups = {kind: [n for n in verdicts if kinds[n] == kind] for kind in KINDS}
+    groups = {kind: [n for n, v in verdicts.items() if v.kind == kind] for kind in KINDS}
     groups["expanded"] = [n for n in groups["node"] if EXPANDED in n]
     groups["together"] = list(verdicts)
     for group, members in groups.items():
         count = Counter(verdicts[name].verdict for name in members)
         exported = sum(verdicts[name].exported == "pass" for name in members)
-        lines.append(
-            f"{group:24}{len(members):8}"
-            + "".join(f"{count[n]:13}" for n in names)
-            + f"{exported:11}"
-        )
+        columns = "".join(f"{count[n]:13}" for n in names)
+        lines.append(f"{group:24}{len(members):8}{columns}{exported:11}")
     return "\n".join(lines)
+
+
+def save(verdicts: Mapping[str, Verdict], path: Path) -> None:
+    """Write verdicts, a test a line."""
+    rows = ",\n".join(f"{json.dumps(n)}: {json.dumps(asdict(v))}" for n, v in verdicts.items())
+    head = f'"onnx": "{onnx.__version__}", "onnxruntime": "{onnxruntime.__version__}"'
+    path.write_text(f'{{{head}, "tests": {{\n{rows}\n}}}}\n')
+
+
+def saved(path: Path = VERDICTS) -> dict[str, Verdict]:
+    """Return verdicts that `save` wrote."""
+    tests = json.loads(path.read_text())["tests"]
+    return {name: Verdict(**fields) for name, fields in tests.items()}
+
+
+def interpret() -> None:
+    """Make Julia, which isn't running yet, interpret what isn't compiled."""
+    # The package itself had better be compiled, by a Julia that compiles.
+    subprocess.run([sys.executable, "-c", "from onnxjl.flux import julia; julia()"], check=True)
+    os.environ["PYTHON_JULIACALL_COMPILE"] = "min"
+
+
+def judge_all(chosen: Iterable[Case], options: argparse.Namespace) -> dict[str, Verdict]:
+    """Run tests, and print those that don't pass."""
+    verdicts = {}
+    begin = time.perf_counter()
+    for case in chosen:
+        verdict = judge(case, bake=options.bake, export=not options.no_export)
+        verdicts[case.name] = verdict
+        if bad := verdict.reason or verdict.exported.removeprefix("pass"):
+            print(f"{verdict.verdict:12}{verdict.seconds:6.2f}s {case.name}: {bad}", flush=True)
+        elif len(verdicts) % 100 == 0:
+            print(f"{len(verdicts)} tests, {time.perf_counter() - begin:.0f} s", flush=True)
+    return verdicts
+
+
+def judge_apart(arguments: Sequence[str]) -> dict[str, Verdict]:
+    """Run the tests for which Julia compiles, in a process of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "verdicts.json"
+        kinds = [word for kind in COMPILED for word in ("--kind", kind)]
+        subprocess.run(
+            [sys.executable, __file__, *arguments, *kinds, "--compiled", "--out", out],
+            env={k: v for k, v in os.environ.items() if k != "PYTHON_JULIACALL_COMPILE"},
+        )
+        return saved(out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,36 +354,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--bake", action="store_true", help="inputs after the first are constants")
     parser.add_argument("--no-export", action="store_true", help="don't judge exported networks")
+    parser.add_argument("--compiled", action="store_true", help="let Julia compile everything")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the verdicts go")
-    options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")
-    listed = None if options.listed is None else set(Path(options.listed).read_text().split())
-    whole = not (options.only or listed is not None or options.kind or options.bake)
-    out = options.out or (VERDICTS if whole else None)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
     begin = time.perf_counter()
-    verdicts, kinds = {}, {}
-    for case in cases(options.kind or KINDS):
-        if options.only and not re.search(options.only, case.name):
-            continue
-        if listed is not None and case.name not in listed:
-            continue
-        verdict = judge(case, bake=options.bake, export=not options.no_export)
-        verdicts[case.name], kinds[case.name] = verdict, case.kind
-        bad = verdict.reason or verdict.exported.removeprefix("pass")
-        if bad:
-            print(f"{verdict.verdict:12}{verdict.seconds:6.2f}s {case.name}: {bad}", flush=True)
-        elif len(verdicts) % 100 == 0:
-            print(f"{len(verdicts)} tests, {time.perf_counter() - begin:.0f} s", flush=True)
-    print(report(verdicts, kinds))
+    names = None if options.listed is None else set(Path(options.listed).read_text().split())
+    chosen = [
+        case
+        for case in cases(options.kind or KINDS)
+        if re.search(options.only or "", case.name) and (names is None or case.name in names)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if options.compiled:
+            verdicts = judge_all(chosen, options)
+        else:
+            interpret()
+            verdicts = judge_all((c for c in chosen if c.kind not in COMPILED), options)
+            if any(case.kind in COMPILED for case in chosen):
+                verdicts |= judge_apart(given)
+    print(report(verdicts))
     print(f"{len(verdicts)} tests in {time.perf_counter() - begin:.0f} s")
-    if out is not None:
-        rows = ",\n".join(
-            f"  {json.dumps(name)}: {json.dumps({'kind': kinds[name]} | asdict(verdict))}"
-            for name, verdict in verdicts.items()
-        )
-        head = f'"onnx": "{onnx.__version__}", "onnxruntime": "{onnxruntime.__version__}"'
-        out.write_text(f'{{{head}, "tests": {{\n{rows}\n}}}}\n')
-    return any(v.verdict in ("wrong", "error") for v in verdicts.values())
+    whole = not (options.only or options.listed or options.kind or options.bake)
+    if out := options.out or (VERDICTS if whole else None):
+        save(verdicts, out)
+    return int(any(verdict.verdict in ("wrong", "error") for verdict in verdicts.values()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # One gradient rule for the whole graph: each layer's own, forward and then back. Compilation grows
 # with the number of kinds of layers, not with their number.
 
-using ChainRulesCore: ChainRulesCore, RuleConfig, HasReverseMode, AbstractZero, Tangent,
+using ChainRulesCore: ChainRulesCore, RuleConfig, HasReverseMode, AbstractZero, NoTangent, Tangent,
     ZeroTangent, unthunk
 using Zygote: Zygote
 

@@ -107,10 +107,13 @@ end
 "The layer of a node as a function, or as one that holds graphs."
 function functional(node::Node, network::Network)
     isempty(node.domain) && return functional(Val(Symbol(node.operator)), node, network)
-    return Call(node, get(network.opsets, node.domain, 1))
+    return Call(node, version(network, node))
 end
 
-functional(::Val, node::Node, network::Network) = Call(node, get(network.opsets, "", 1))
+functional(::Val, node::Node, network::Network) = Call(node, version(network, node))
+
+"The version of the operator set that a node's operator is of."
+version(network::Network, node::Node) = get(network.opsets, node.domain, 1)
 
 "A node's inputs, and then the values from outside that its graphs use."
 function allinputs(node::Node)
@@ -195,7 +198,8 @@ function program_steps(network::Network, builds, slots::Slots)
         ]
         derived = attributes(build.layer, first(build.nodes))
         outputs = places(last(build.nodes).outputs)
-        Step(name, build.nodes, places(build.inputs), outputs, found, derived, build.f, Int[])
+        inputs, opset = places(build.inputs), version(network, first(build.nodes))
+        Step(name, build.nodes, inputs, outputs, found, derived, build.f, Int[], opset)
     end
     marklast!(steps, slots, network)
     return steps

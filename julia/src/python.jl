@@ -171,8 +171,10 @@ What Python tells its user of an error.
 """
 explain(e) = ("error", sprint(showerror, e))
 explain(e::UnsupportedOperator) = ("unsupported", e.reason)
-explain(e::NodeError) = e.cause isa UnsupportedOperator ?
-    ("unsupported", string(e.node, ": ", e.cause.reason)) : ("error", sprint(showerror, e))
+function explain(e::NodeError)
+    e.cause isa UnsupportedOperator || return ("error", sprint(showerror, e))
+    return ("unsupported", string(e.node, ": ", e.cause.reason, " (opset ", e.opset, ")"))
+end
 
 "A network as Flux shows it."
 text(graph) = repr(MIME("text/plain"), graph)

@@ -9,4 +9,5 @@ include("gradients.jl")
     for file in readdir(joinpath(@__DIR__, "ops"); join=true)
         endswith(file, ".jl") && @testset "$(basename(file))" include(file)
     end
+    @testset "control.jl" include("control.jl")
 end

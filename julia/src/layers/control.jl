@@ -85,8 +85,9 @@ function functional(::Val{:Loop}, node::Node, network::Network)
 end
 
 function functional(::Val{:Scan}, node::Node, network::Network)
-    get(network.opsets, "", 1) >= 9 ||
-        throw(UnsupportedOperator(string(place(node), ": the form before opset 9")))
+    version(network, node) >= 9 || throw(UnsupportedOperator(string(
+        place(node), ": the form before opset 9 (opset ", version(network, node), ")"
+    )))
     body, count = node.attributes[:body], node.attributes[:num_scan_inputs]
     states = length(body.inputs) - count
     rows = length(body.outputs) - states

@@ -73,6 +73,8 @@ derivative(::typeof(hardgated), x, y) =
     return gate + alpha * x * gate * (1 - gate)
 end
 
+@operator SwiGLU(A, B; alpha=1.0f0) = Mul(Swish(A; alpha), B)
+
 @operator Mish(X) = elementwise(softgated, X)
 
 @inline softgated(x) = x * softgate(x)
