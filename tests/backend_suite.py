@@ -3,8 +3,9 @@
 ``python tests/backend_suite.py`` takes the whole suite and rewrites ``backend_verdicts.json``;
 ``--only PATTERN`` takes a part and prints what doesn't pass. All tests share one process, whose
 Julia interprets what isn't compiled yet: arrays are tiny and every other test is the first of its
-kind, so that compilation would take six times as long as all the rest. Only the real networks have
-a process of their own, and Julia's compiler. A test's verdict is
+kind, so that compilation would take six times as long as all the rest. Where arrays are larger (the
+tests from PyTorch, real networks, losses), tests have a process of their own, and Julia's compiler.
+A test's verdict is
 
 - ``pass``: outputs agree, by ONNX's own tolerance, shape and element type;
 - ``unsupported``: `UnsupportedOperator` was raised, and says why;
@@ -12,7 +13,8 @@ a process of their own, and Julia's compiler. A test's verdict is
 - ``error``: anything else was raised.
 
 Where it passes, the network is exported again, and the file judged the same way in onnxruntime, or
-in onnx.reference where onnxruntime can't run the original either.
+in onnx.reference where onnxruntime fails the original test too. Node tests that feed what usually
+is a weight run once more with all inputs but the first as constants: so layers of Flux's come in.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,16 +46,18 @@ from onnx.backend.test.runner import Runner
 from onnx.reference import ReferenceEvaluator
 
 from onnxjl import UnsupportedOperator, backend
+from onnxjl.flux import julia
 from onnxjl.serialize import write
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
-COMPILED = ("real",)
-"""The kinds for which Julia compiles."""
+LARGE = r"test_(sce|nllloss)_"
+"""The node tests whose arrays are large."""
 
 VERDICTS = Path(__file__).with_name("backend_verdicts.json")
 EXPANDED = "_expanded"
 
 Arrays = list[Any]
+Constants = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Case:
     def name(self) -> str:
         """The test's name, which is its own among all kinds."""
         return str(self.source.name)
+
+    @property
+    def large(self) -> bool:
+        """Whether to compile takes less time than to interpret."""
+        return self.kind not in ("node", "simple") or bool(re.match(LARGE, self.name))
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -125,12 +134,16 @@ class Case:
             )
         return sets
 
-    def baked(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """The inputs after the first that can be constants, by name."""
+    def constants(self) -> Constants:
+        """The inputs after the first that a node test can have as constants, by name."""
+        sets = self.data()
+        if self.kind != "node" or len(sets) != 1 or self.model.ir_version < 4:
+            return {}
+        named = [*zip(self.fed, sets[0][0], strict=True)]
         return {
             value.name: x
-            for value, x in [*zip(self.fed, inputs, strict=False)][1:]
-            if isinstance(x, np.ndarray) and x.dtype != object and self.kind == "node"
+            for value, x in named[1:]
+            if isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
         }
 
 
@@ -143,9 +156,12 @@ class Verdict:
     kind : the test's, of `KINDS`.
     verdict : ``pass``, ``unsupported``, ``wrong`` or ``error``.
     reason : why it isn't a pass.
-    exported : the same of the exported network: ``pass``, or what is wrong. Empty where the test
-        didn't pass itself.
+    exported : ``pass``, or what is wrong with the exported network. Empty where the test didn't
+        pass itself.
+    baked : ``pass``, or what is wrong where all inputs but the first are constants, before export
+        and after. Empty where none can be.
     operators : the operators in it, with their domains.
+    layers : ``operator: layer`` for nodes that became layers rather than functions.
     seconds : how long it took.
     """
 
@@ -153,7 +169,9 @@ class Verdict:
     verdict: str
     reason: str = ""
     exported: str = ""
+    baked: str = ""
     operators: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -168,76 +186,79 @@ def cases(kinds: Sequence[str] = KINDS) -> Iterator[Case]:
                     yield Case(kind, source)
 
 
-def judge(case: Case, *, bake: bool = False, export: bool = True) -> Verdict:
-    """Run a test.
-
-    Parameters
-    ----------
-    case : the test.
-    bake : whether inputs after the first become constants.
-    export : whether the network that passes is judged once more after export.
-    """
+def judge(case: Case) -> Verdict:
+    """Run a test: as it is, exported, and with constants where its node has inputs for weights."""
     begin = time.perf_counter()
-    verdict, model = _judge(case, bake)
+    verdict, model = _judge(case, {})
     verdict.operators = sorted(operators(case.model.graph))
-    if export and model is not None:
-        verdict.exported = _judge_export(case, model, bake)
+    layers = set()
+    if model is not None:
+        verdict.exported = _judge_export(case, model, {})
+        layers |= _layers(model)
+    if constants := case.constants():
+        baked, model = _judge(case, constants)
+        verdict.baked = baked.verdict
+        if model is not None:
+            verdict.baked = _judge_export(case, model, constants)
+            layers |= _layers(model)
+        elif baked.reason != verdict.reason:
+            verdict.baked = f"{baked.verdict}: {baked.reason}"
+    verdict.layers = sorted(layers)
     verdict.seconds = round(time.perf_counter() - begin, 2)
     return verdict
 
 
-def _judge(case: Case, bake: bool) -> tuple[Verdict, Any]:
+def _judge(case: Case, constants: Constants) -> tuple[Verdict, backend.FluxRep | None]:
     try:
-        model = None
+        rep = backend.prepare(case.model, bake=constants)
         for inputs, expected in case.data():
-            constants = case.baked(inputs) if bake else {}
-            if model is None:
-                model = backend.prepare(case.model, bake=constants)
-            kept = [x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants]
-            found = model.run(kept)
+            found = rep.run(_without(case, inputs, constants))
             try:
                 _compare(case, expected, found)
             except AssertionError as error:
                 return Verdict(case.kind, "wrong", _line(error)), None
-        return Verdict(case.kind, "pass"), model
+        return Verdict(case.kind, "pass"), rep
     except UnsupportedOperator as error:
         return Verdict(case.kind, "unsupported", _line(error)), None
     except Exception as error:
         return Verdict(case.kind, "error", f"{type(error).__name__}: {_line(error)}"), None
 
 
-def _judge_export(case: Case, rep: backend.FluxRep, bake: bool) -> str:
+def _judge_export(case: Case, rep: backend.FluxRep, constants: Constants) -> str:
     try:
         file = io.BytesIO()
         write(rep.model.to_graph(), file)
-        data = file.getvalue()
-        onnx.checker.check_model(data)
+        onnx.checker.check_model(file.getvalue())
         try:
-            runner: Any = _session(case.model.SerializeToString())
+            _judge_elsewhere(_session, case.model.SerializeToString(), case, {})
+            engine: Any = _session
         except Exception:
-            runner = None
-        run = ReferenceEvaluator(data) if runner is None else _session(data)
-        names = rep.model.inputs
-        for inputs, expected in case.data():
-            constants = case.baked(inputs) if bake else {}
-            kept = [x for v, x in zip(case.fed, inputs, strict=True) if v.name not in constants]
-            try:
-                _compare(case, expected, run.run(None, dict(zip(names, kept, strict=True))))
-            except Exception:
-                if runner is None:
-                    raise
-                # Does the original do any better there?
-                fed = {v.name: x for v, x in zip(case.fed, inputs, strict=True)}
-                try:
-                    _compare(case, expected, runner.run(None, fed))
-                except Exception:
-                    found = ReferenceEvaluator(data).run(None, dict(zip(names, kept, strict=True)))
-                    _compare(case, expected, found)
-                    continue
-                raise
+            engine = ReferenceEvaluator
+        _judge_elsewhere(engine, file.getvalue(), case, constants)
         return "pass"
     except Exception as error:
         return f"{type(error).__name__}: {_line(error)}"
+
+
+def _judge_elsewhere(
+    engine: Callable[[bytes], Any], data: bytes, case: Case, constants: Constants
+) -> None:
+    """Raise an error unless another engine gives what is expected."""
+    session = engine(data)
+    for inputs, expected in case.data():
+        _compare(case, expected, session.run(None, _without(case, inputs, constants)))
+
+
+def _without(case: Case, inputs: Arrays, constants: Constants) -> dict[str, Any]:
+    """The inputs by name but for those that are constants."""
+    named = {v.name: x for v, x in zip(case.fed, inputs, strict=True)}
+    return {name: x for name, x in named.items() if name not in constants}
+
+
+def _layers(rep: backend.FluxRep) -> set[str]:
+    rows = [[str(x) for x in row] for row in julia().kinds(rep.model.julia)]
+    named = [(f"{domain}::{name}" if domain else name, kind) for domain, name, kind in rows]
+    return {f"{name}: {kind}" for name, kind in named if kind != "function"}
 
 
 def _session(data: bytes) -> onnxruntime.InferenceSession:
@@ -289,7 +310,9 @@ def _line(error: BaseException) -> str:
 def report(verdicts: Mapping[str, Verdict]) -> str:
     """Return the counts as a table."""
     names = ("pass", "unsupported", "wrong", "error")
-    lines = [f"{'':24}{'all':>8}" + "".join(f"{n:>13}" for n in names) + f"{'exported':>11}"]
+    lines = [
+        f"{'':24}{'all':>8}" + "".join(f"{n:>13}" for n in names) + f"{'exported':>11}{'baked':>8}"
+    ]
     groups = {kind: [n for n, v in verdicts.items() if v.kind == kind] for kind in KINDS}
     groups["expanded"] = [n for n in groups["node"] if EXPANDED in n]
     groups["together"] = list(verdicts)
@@ -297,15 +320,20 @@ def report(verdicts: Mapping[str, Verdict]) -> str:
         count = Counter(verdicts[name].verdict for name in members)
         exported = sum(verdicts[name].exported == "pass" for name in members)
         columns = "".join(f"{count[n]:13}" for n in names)
-        lines.append(f"{group:24}{len(members):8}{columns}{exported:11}")
+        baked = sum(verdicts[name].baked == "pass" for name in members)
+        lines.append(f"{group:24}{len(members):8}{columns}{exported:11}{baked:8}")
     return "\n".join(lines)
 
 
 def save(verdicts: Mapping[str, Verdict], path: Path) -> None:
     """Write verdicts, a test a line."""
-    rows = ",\n".join(f"{json.dumps(n)}: {json.dumps(asdict(v))}" for n, v in verdicts.items())
+    rows = []
+    for name, verdict in verdicts.items():
+        fields = {k: x for k, x in asdict(verdict).items() if x and k != "seconds"}
+        rows.append(f"{json.dumps(name)}: {json.dumps(fields)}")
+    body = ",\n".join(rows)
     head = f'"onnx": "{onnx.__version__}", "onnxruntime": "{onnxruntime.__version__}"'
-    path.write_text(f'{{{head}, "tests": {{\n{rows}\n}}}}\n')
+    path.write_text(f'{{{head}, "tests": {{\n{body}\n}}}}\n')
 
 
 def saved(path: Path = VERDICTS) -> dict[str, Verdict]:
@@ -321,14 +349,18 @@ def interpret() -> None:
     os.environ["PYTHON_JULIACALL_COMPILE"] = "min"
 
 
-def judge_all(chosen: Iterable[Case], options: argparse.Namespace) -> dict[str, Verdict]:
+def judge_all(chosen: Iterable[Case]) -> dict[str, Verdict]:
     """Run tests, and print those that don't pass."""
     verdicts = {}
     begin = time.perf_counter()
     for case in chosen:
-        verdict = judge(case, bake=options.bake, export=not options.no_export)
+        verdict = judge(case)
         verdicts[case.name] = verdict
-        if bad := verdict.reason or verdict.exported.removeprefix("pass"):
+        results = {"reason": verdict.reason} | {
+            what: getattr(verdict, what) for what in ("exported", "baked")
+        }
+        bad = "; ".join(f"{k}: {v}" for k, v in results.items() if v not in ("", "pass"))
+        if bad:
             print(f"{verdict.verdict:12}{verdict.seconds:6.2f}s {case.name}: {bad}", flush=True)
         elif len(verdicts) % 100 == 0:
             print(f"{len(verdicts)} tests, {time.perf_counter() - begin:.0f} s", flush=True)
@@ -336,14 +368,12 @@ def judge_all(chosen: Iterable[Case], options: argparse.Namespace) -> dict[str, 
 
 
 def judge_apart(arguments: Sequence[str]) -> dict[str, Verdict]:
-    """Run the tests for which Julia compiles, in a process of their own."""
+    """Run the tests that are better compiled, in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "verdicts.json"
-        kinds = [word for kind in COMPILED for word in ("--kind", kind)]
-        subprocess.run(
-            [sys.executable, __file__, *arguments, *kinds, "--compiled", "--out", out],
-            env={k: v for k, v in os.environ.items() if k != "PYTHON_JULIACALL_COMPILE"},
-        )
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHON_JULIACALL_COMPILE"}
+        command = [sys.executable, "-u", __file__, *arguments, "--compiled", "--out", str(out)]
+        subprocess.run(command, env=environment)
         return saved(out)
 
 
@@ -353,9 +383,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="PATTERN", help="tests whose name has this in it")
     parser.add_argument("--from", dest="listed", metavar="FILE", help="tests named in a file")
     parser.add_argument("--kind", action="append", choices=KINDS)
-    parser.add_argument("--bake", action="store_true", help="inputs after the first are constants")
-    parser.add_argument("--no-export", action="store_true", help="don't judge exported networks")
-    parser.add_argument("--compiled", action="store_true", help="let Julia compile everything")
+    parser.add_argument(
+        "--compiled", action="store_true", help="only those that are compiled, in this process"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the verdicts go")
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
@@ -369,15 +399,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if options.compiled:
-            verdicts = judge_all(chosen, options)
+            verdicts = judge_all(case for case in chosen if case.large)
         else:
             interpret()
-            verdicts = judge_all((c for c in chosen if c.kind not in COMPILED), options)
-            if any(case.kind in COMPILED for case in chosen):
+            verdicts = judge_all(case for case in chosen if not case.large)
+            if any(case.large for case in chosen):
                 verdicts |= judge_apart(given)
+    verdicts = {case.name: verdicts[case.name] for case in chosen if case.name in verdicts}
     print(report(verdicts))
     print(f"{len(verdicts)} tests in {time.perf_counter() - begin:.0f} s")
-    whole = not (options.only or options.listed or options.kind or options.bake)
+    whole = not (options.only or options.listed or options.kind)
     if out := options.out or (VERDICTS if whole else None):
         save(verdicts, out)
     return int(any(verdict.verdict in ("wrong", "error") for verdict in verdicts.values()))

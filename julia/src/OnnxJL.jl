@@ -26,6 +26,7 @@ include("layers/control.jl")
 include("export.jl")
 include("plan.jl")
 include("show.jl")
+include("registry.jl")
 include("python.jl")
 include("workload.jl")
 
