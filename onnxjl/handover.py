@@ -48,8 +48,9 @@ def check_inputs(graph: Graph) -> None:
             check_type(f"input '{value.name}'", value.type.dtype.numpy())
         elif value.type is not None:
             kind = type(value.type).__name__.removesuffix("Type").lower()
+            article = "an" if kind.startswith("o") else "a"
             raise UnsupportedOperator(
-                f"input '{value.name}' is a {kind}: the Flux engine has tensors only"
+                f"input '{value.name}' is {article} {kind}: the Flux engine has tensors only"
             )
 
 

@@ -143,7 +143,7 @@ class Case:
         return {
             value.name: x
             for value, x in named[1:]
-            if isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
+            if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" and x.dtype.isbuiltin == 1
         }
 
 
@@ -158,6 +158,8 @@ class Verdict:
     reason : why it isn't a pass.
     exported : ``pass``, or what is wrong with the exported network. Empty where the test didn't
         pass itself.
+    engine : what judged the exported network: ``onnxruntime``, or ``reference`` where that fails
+        the original.
     baked : ``pass``, or what is wrong where all inputs but the first are constants, before export
         and after. Empty where none can be.
     operators : the operators in it, with their domains.
@@ -169,6 +171,7 @@ class Verdict:
     verdict: str
     reason: str = ""
     exported: str = ""
+    engine: str = ""
     baked: str = ""
     operators: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
@@ -194,6 +197,7 @@ def judge(case: Case) -> Verdict:
     layers = set()
     if model is not None:
         verdict.exported = _judge_export(case, model, {})
+        verdict.engine = "onnxruntime" if runs_in_onnxruntime(case) else "reference"
         layers |= _layers(model)
     if constants := case.constants():
         baked, model = _judge(case, constants)
@@ -229,15 +233,20 @@ def _judge_export(case: Case, rep: backend.FluxRep, constants: Constants) -> str
         file = io.BytesIO()
         write(rep.model.to_graph(), file)
         onnx.checker.check_model(file.getvalue())
-        try:
-            _judge_elsewhere(_session, case.model.SerializeToString(), case, {})
-            engine: Any = _session
-        except Exception:
-            engine = ReferenceEvaluator
+        engine: Any = _session if runs_in_onnxruntime(case) else ReferenceEvaluator
         _judge_elsewhere(engine, file.getvalue(), case, constants)
         return "pass"
     except Exception as error:
         return f"{type(error).__name__}: {_line(error)}"
+
+
+def runs_in_onnxruntime(case: Case) -> bool:
+    """Return whether onnxruntime passes a test."""
+    try:
+        _judge_elsewhere(_session, case.model.SerializeToString(), case, {})
+    except Exception:
+        return False
+    return True
 
 
 def _judge_elsewhere(

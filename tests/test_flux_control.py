@@ -79,9 +79,11 @@ def model(name: str) -> onnx.ModelProto:
     graphs = [proto.graph]
     while graphs:
         graph = graphs.pop()
-        for tensor in graph.initializer:
-            array = generator.standard_normal(tuple(tensor.dims)).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        for value in graph.value_info:  # As which the parser takes the weights.
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            array = generator.standard_normal(shape).astype(np.float32)
+            graph.initializer.append(numpy_helper.from_array(array, value.name))
+        del graph.value_info[:]
         graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
     return proto
 
@@ -212,6 +214,8 @@ def test_sequence_within_a_loop_is_unsupported() -> None:
     text = LOOP.replace(
         "row = Mul (t, s)", "q = SequenceConstruct (t)\n row = ConcatFromSequence <axis = 0> (q)"
     )
+    text = text.replace("<float[3] inner>", "<float[3] inner = {1, 2, 3}>")
+    text = text.replace("<float[3,3] outer>", "<float[3,3] outer = {1, 2, 3, 4, 5, 6, 7, 8, 9}>")
     with pytest.raises(onnxjl.UnsupportedOperator, match="SequenceConstruct"):
         onnxjl.to_flux(onnx.parser.parse_model(text))
 
