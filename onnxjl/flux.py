@@ -51,7 +51,8 @@ def julia() -> Any:
     """
     global _started
     if _started is None:
-        _started = _start()
+        with _blocking_streams():
+            _started = _start()
     return _started
 
 
@@ -125,6 +126,21 @@ def _python_signals() -> Iterator[None]:
             if handler is not None:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours - blocked)
+
+
+@contextlib.contextmanager
+def _blocking_streams() -> Iterator[None]:
+    """Let standard streams block as before: Julia takes that from pipes, and Python then sees EOF."""
+    blocked = []
+    for number in range(3):
+        with contextlib.suppress(OSError, AttributeError):  # closed; Windows before Python 3.12
+            blocked.append((number, os.get_blocking(number)))
+    try:
+        yield
+    finally:
+        for number, blocking in blocked:
+            with contextlib.suppress(OSError):
+                os.set_blocking(number, blocking)
 
 
 def _check_packages(main: Any) -> None:
