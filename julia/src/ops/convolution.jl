@@ -53,7 +53,8 @@ function checkspatial(x, w, kernel_shape)
     1 <= n <= 3 || unsupported("convolution over ", n, " spatial dimensions")
     kernel = size(w)[1:n]
     spatialvalues(kernel_shape, n, 0) in (kernel, ntuple(_ -> 0, n)) ||
-        throw(DimensionMismatch("kernel_shape is $kernel_shape, the weight's is $(reverse(kernel))"))
+        throw(DimensionMismatch("kernel_shape is $kernel_shape, the weight's " *
+                                "$(reverse(kernel))"))
     return n
 end
 

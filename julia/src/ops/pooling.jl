@@ -26,6 +26,10 @@ function slidingwindows(x; auto_pad, ceil_mode, dilations, kernel_shape, pads, s
     dilation = spatialvalues(dilations, n, 1)
     input = size(x)[1:n]
     extent = dilation .* (kernel .- 1) .+ 1
+    # Negative pads by ONNX's formula, which runtimes disagree about unless only the end has one.
+    total = (cld.(input, stride) .- 1) .* stride .+ extent .- input
+    startswith(auto_pad, "SAME") && any(<(auto_pad == "SAME_UPPER" ? -1 : 0), total) &&
+        unsupported(auto_pad, " where the stride exceeds the kernel")
     both = spatialpads(auto_pad, pads, input, extent, stride)
     output = ntuple(n) do i
         room = input[i] + sum(both[i]) - extent[i]
@@ -109,7 +113,8 @@ larger(m, v) = ifelse(isgreater(v, m), v, m)
 """
     reducewindows(op, init, x, w::Windows)
 
-Each window reduced by `op`: rows of inputs to a line, with `init` in the padding, and then the line.
+Each window reduced by `op`: rows of inputs to a line, with `init` in the padding, and then the 
+line.
 """
 function reducewindows(op, init, x, w::Windows)
     y = similar(x, outputsize(x, w))

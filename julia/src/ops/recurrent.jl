@@ -224,8 +224,8 @@ end
 """
     LSTM(X, W, R, B, sequence_lens, initial_h, initial_c, P; …)
 
-With gates i, o and f: `Cₜ = f Cₜ₋₁ + i g(Wc Xₜ + Rc Hₜ₋₁ + Wcb + Rcb)` and `Hₜ = o h(Cₜ)`, where `P`
-has the weights with which i and f see `Cₜ₋₁`, and o sees `Cₜ`.
+With gates i, o and f: `Cₜ = f Cₜ₋₁ + i g(Wc Xₜ + Rc Hₜ₋₁ + Wcb + Rcb)` and `Hₜ = o h(Cₜ)`, where
+`P` has the weights with which i and f see `Cₜ₋₁`, and o sees `Cₜ`.
 """
 function LSTM end
 

@@ -1,5 +1,5 @@
 using .Operators: MaxPool, AveragePool, LpPool, GlobalAveragePool, GlobalMaxPool, GlobalLpPool,
-                  MaxUnpool
+                  MaxUnpool, UnsupportedOperator
 
 row(x...) = reshape([x...], length(x), 1, 1)
 
@@ -14,6 +14,10 @@ row(x...) = reshape([x...], length(x), 1, 1)
     @test vec(MaxPool(x; kernel_shape=[2], auto_pad="SAME_LOWER")) == [1, 1, 3, 3, -4]
     @test vec(MaxPool(row(-Inf, -Inf, 1); kernel_shape=[2])) == [-Inf, 1]
     @test isequal(vec(MaxPool(row(NaN, 2, 1); kernel_shape=[2])), [NaN, 2])
+    @test_throws UnsupportedOperator MaxPool(row(1.0:9...); kernel_shape=[1], strides=[3],
+                                             auto_pad="SAME_UPPER")
+    @test vec(MaxPool(row(1.0:4...); kernel_shape=[1], strides=[2], auto_pad="SAME_UPPER")) ==
+          [1, 3]
     @test MaxPool(row(0x01, 0x03, 0x02); kernel_shape=[2]) == row(0x03, 0x03)
 end
 
