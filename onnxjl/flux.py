@@ -130,7 +130,7 @@ def _python_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _blocking_streams() -> Iterator[None]:
-    """Let standard streams block as before: of pipes Julia makes ones that Python takes for ended."""
+    """Let standard streams block as before: Julia changes pipes, and Python reads them as ended."""
     blocked = []
     for number in range(3):
         with contextlib.suppress(OSError, AttributeError):  # closed; Windows before Python 3.12

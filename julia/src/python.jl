@@ -149,7 +149,7 @@ function score end
 The function `name` of a Julia file, which is run in a module of its own.
 """
 function criterion(path, name)
-    space = Module(Symbol(name))
+    space = Module(gensym(name))  # A module of the same name would take it.
     Core.eval(space, :(using OnnxJL: OnnxJL, Group, Member, slice))
     Core.eval(space, :(include(path) = Base.include($space, path)))
     Base.include(space, path)
