@@ -143,6 +143,9 @@ The scores that a function `criterion(group)` gives a group that Python describe
 """
 function score end
 
+"The modules of files that were run: they stay, as what their functions refer to does."
+const SPACES = Module[]
+
 """
     criterion(path, name)
 
@@ -150,6 +153,7 @@ The function `name` of a Julia file, which is run in a module of its own.
 """
 function criterion(path, name)
     space = Module(gensym(name))  # A module of the same name would take it.
+    push!(SPACES, space)
     Core.eval(space, :(using OnnxJL: OnnxJL, Group, Member, slice))
     Core.eval(space, :(include(path) = Base.include($space, path)))
     Base.include(space, path)
