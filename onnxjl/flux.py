@@ -51,7 +51,8 @@ def julia() -> Any:
     """
     global _started
     if _started is None:
-        _started = _start()
+        with _blocking_streams():
+            _started = _start()
     return _started
 
 
@@ -127,6 +128,21 @@ def _python_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ours - blocked)
 
 
+@contextlib.contextmanager
+def _blocking_streams() -> Iterator[None]:
+    """Let standard streams block as before: Julia changes pipes, and Python reads them as ended."""
+    blocked = []
+    for number in range(3):
+        with contextlib.suppress(OSError, AttributeError):  # closed; Windows before Python 3.12
+            blocked.append((number, os.get_blocking(number)))
+    try:
+        yield
+    finally:
+        for number, blocking in blocked:
+            with contextlib.suppress(OSError):
+                os.set_blocking(number, blocking)
+
+
 def _check_packages(main: Any) -> None:
     """Raise a JuliaError if the Julia that somebody else started lacks a package."""
     missing = [
@@ -195,6 +211,16 @@ class FluxModel:
     def source(self) -> Graph | None:
         """The normalized graph that `plan` refers to, if the network was pruned."""
         return self.graph.source
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs that a call must be given, in the network's order."""
+        return list(self._inputs)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in the network's order."""
+        return list(self._outputs)
 
     def __call__(
         self, inputs: np.ndarray | Mapping[str, np.ndarray]
@@ -390,12 +416,7 @@ class FluxModel:
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
         with as_julia_error():
-            plain, arrays = julia().deliver(self.julia)
-        graph = handover.to_graph(
-            self.graph,
-            plain,
-            {str(name): np.array(x.T, order="C") for name, x in arrays.items()},
-        )
+            graph = handover.to_graph(self.graph, julia().deliver(self.julia))
         return replace(graph, plan=self.plan, source=self.source)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
@@ -430,6 +451,7 @@ def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
     """
     _check_device(device)
     graph = normalize(load(model, **options))
+    handover.check_inputs(graph)
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
     with as_julia_error():

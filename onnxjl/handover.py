@@ -12,9 +12,46 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxjl.errors import UnsupportedOperator
 from onnxjl.graph import FLOATING, Graph, node_name
+from onnxjl.inputs import graph_inputs
 
 PlainNode = tuple[str, str, str, list[str], list[str], dict[str, Any]]
 """Name, operator, domain, inputs, outputs (absent ones are empty), attributes."""
+
+_TYPES = frozenset(
+    np.dtype(name)
+    for name in (
+        *("bool", "float16", "float32", "float64"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+)
+
+
+def check_type(where: str, dtype: np.dtype) -> None:
+    """Raise an UnsupportedOperator unless Julia has this element type.
+
+    Parameters
+    ----------
+    where : what has it, for the message.
+    """
+    if dtype not in _TYPES:
+        kind = "strings" if dtype.kind in "OSUT" else dtype.name
+        raise UnsupportedOperator(
+            f"{where} holds {kind}: the Flux engine has 16, 32 and 64-bit floats, 8 to 64-bit "
+            "integers and booleans; convert the model"
+        )
+
+
+def check_inputs(graph: Graph) -> None:
+    """Raise an UnsupportedOperator unless every input of the graph is a tensor that Julia has."""
+    for value in graph_inputs(graph):
+        if isinstance(value.type, ir.TensorType):
+            check_type(f"input '{value.name}'", value.type.dtype.numpy())
+        elif value.type is not None:
+            kind = type(value.type).__name__.removesuffix("Type").lower()
+            article = "an" if kind.startswith("o") else "a"
+            raise UnsupportedOperator(
+                f"input '{value.name}' is {article} {kind}: the Flux engine has tensors only"
+            )
 
 
 def nodes(graph: ir.Graph) -> list[PlainNode]:
@@ -48,11 +85,7 @@ def tensors(graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
     """
     for name in graph.model.graph.initializers:
         array = graph.weight(name)
-        if array.dtype.kind not in "biuf":
-            raise UnsupportedOperator(
-                f"initializer '{name}' holds {array.dtype}: the Flux engine has 16, 32 and 64-bit "
-                "floats, integers and booleans; convert the model"
-            )
+        check_type(f"initializer '{name}'", array.dtype)
         yield name, np.asarray(array, order="C").T
         del array
         graph.unmap(name)
@@ -60,31 +93,55 @@ def tensors(graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
 
 def trainable(graph: Graph) -> list[str]:
     """Return the initializers that training may change: floating, of more than one element."""
+    return _trainable(graph.model.graph)
+
+
+def _trainable(graph: ir.Graph) -> list[str]:
     return [
         name
-        for name, value in graph.model.graph.initializers.items()
+        for name, value in graph.initializers.items()
         if value.const_value is not None
         and value.const_value.dtype in FLOATING
         and value.const_value.size > 1
     ]
 
 
-def to_graph(
-    like: Graph, plain: Iterable[Sequence[Any]], arrays: Mapping[str, np.ndarray]
-) -> Graph:
+def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     """Return the graph that nodes and tensors from Julia make.
 
     Parameters
     ----------
     like : the graph that they came from. Inputs, outputs and metadata are its, and so are nodes
         but for what differs.
-    plain : nodes as `nodes` gives them, with only those attributes that differ from `like`'s.
-    arrays : initializer name -> array in ONNX's layout.
+    delivered : nodes as `nodes` gives them, with only those attributes that differ from `like`'s,
+        and a dict of initializer name -> array with its axes reversed.
     """
-    before = like.model.graph
+    result = _graph(like.model.graph, *_delivered(delivered), {})
+    model = ir.Model(
+        result,
+        ir_version=like.model.ir_version,
+        producer_name=like.model.producer_name,
+        producer_version=like.model.producer_version,
+        domain=like.model.domain,
+        model_version=like.model.model_version,
+        doc_string=like.model.doc_string,
+        metadata_props=dict(like.model.metadata_props),
+    )
+    if any(value.shape is None for node in result for value in node.outputs):
+        ShapeInferencePass()(model)
+    return replace(like, model=model, plan=None, source=None)
+
+
+def _graph(
+    before: ir.Graph,
+    plain: Iterable[Sequence[Any]],
+    arrays: Mapping[str, np.ndarray],
+    outer: Mapping[str, ir.Value],
+) -> ir.Graph:
+    """The graph that nodes and tensors make, as `to_graph` says; `outer` are values around it."""
     known = {value.name: value for node in before for value in node.outputs}
     originals = {node.outputs[0].name: node for node in before}
-    values: dict[str, ir.Value] = {value.name or "": _value(value) for value in before.inputs}
+    values = {**outer, **{value.name or "": _value(value) for value in before.inputs}}
     for name, array in arrays.items():
         original = before.initializers.get(name)
         if name not in values:
@@ -101,7 +158,11 @@ def to_graph(
         same = original_node is not None and original_node.op_type == operator
         attributes = dict(original_node.attributes.data) if same and original_node else {}
         for key, setting in edited.items():
-            attributes[key] = ir.convenience.convert_attribute(key, setting)
+            if isinstance(setting, tuple):
+                graph = _graph(attributes[key].as_graph(), *_delivered(setting), values)
+                attributes[key] = ir.AttrGraph(key, graph)
+            else:
+                attributes[key] = ir.convenience.convert_attribute(key, setting)
         made.append(
             ir.Node(
                 domain,
@@ -114,7 +175,7 @@ def to_graph(
                 metadata_props=dict(original_node.metadata_props) if same and original_node else {},
             )
         )
-    result = ir.Graph(
+    return ir.Graph(
         [values[v.name or ""] for v in before.inputs],
         [values[v.name or ""] for v in before.outputs],
         nodes=made,
@@ -124,19 +185,12 @@ def to_graph(
         name=before.name,
         metadata_props=dict(before.metadata_props),
     )
-    model = ir.Model(
-        result,
-        ir_version=like.model.ir_version,
-        producer_name=like.model.producer_name,
-        producer_version=like.model.producer_version,
-        domain=like.model.domain,
-        model_version=like.model.model_version,
-        doc_string=like.model.doc_string,
-        metadata_props=dict(like.model.metadata_props),
-    )
-    if any(value.shape is None for node in result for value in node.outputs):
-        ShapeInferencePass()(model)
-    return replace(like, model=model, plan=None, source=None)
+
+
+def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """Nodes and arrays as Julia delivers them, the arrays in ONNX's layout."""
+    nodes, arrays = plain
+    return nodes, {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
 
 
 def _order(before: ir.Graph, arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -144,6 +198,23 @@ def _order(before: ir.Graph, arrays: Mapping[str, np.ndarray]) -> list[str]:
     return [n for n in before.initializers if n in arrays] + [
         n for n in arrays if n not in before.initializers
     ]
+
+
+def _inner(graph: ir.Graph) -> tuple[Any, ...]:
+    """A graph that is an attribute: nodes, tensors, inputs, outputs, and what may be trained."""
+    arrays = []
+    for name, value in graph.initializers.items():
+        if value.const_value is not None:
+            array = value.const_value.numpy()
+            check_type(f"initializer '{name}'", array.dtype)
+            arrays.append((name, np.asarray(array, order="C").T))
+    return (
+        nodes(graph),
+        arrays,
+        _names(graph.inputs),
+        _names(graph.outputs),
+        _trainable(graph),
+    )
 
 
 def _names(values: Sequence[ir.Value | None]) -> list[str]:
@@ -169,7 +240,13 @@ def _plain(node: ir.Node, attribute: ir.Attr) -> Any:
         case kind.INTS | kind.FLOATS | kind.STRINGS:
             return list(attribute.value)
         case kind.TENSOR:
-            return np.asarray(attribute.as_tensor().numpy(), order="C").T
+            array = attribute.as_tensor().numpy()
+            check_type(
+                f"node '{node_name(node)}' ({node.op_type}): '{attribute.name}'", array.dtype
+            )
+            return np.asarray(array, order="C").T
+        case kind.GRAPH:
+            return _inner(attribute.as_graph())
         case _:
             raise UnsupportedOperator(
                 f"node '{node_name(node)}' ({node.op_type}): the Flux engine doesn't know its "

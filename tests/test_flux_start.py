@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from importlib import util
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_julia_runs_the_bundled_package() -> None:
 
 
 @pytest.mark.slow
+def test_standard_input_can_be_read_after_julia_started() -> None:
+    code = "from onnxjl.flux import julia; julia(); print(flush=True); print(input())"
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1)  # Nothing to read yet when it wants to.
+        output, errors = process.communicate("a line\n", timeout=300)
+    assert output == "a line\n", errors
+
+
 def test_two_threads_and_ctrl_c() -> None:
     # Garbage is collected while both threads run, which crashes where Python has all signals.
     code = f"""{RUN}

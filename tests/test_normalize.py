@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 import pytest
 from models import pretrained, zoo
 from onnx import TensorProto, helper, numpy_helper
 from oracle import run
 
-from onnxjl.errors import ModelError, UsageError
+from onnxjl.errors import ModelError, UnsupportedOperator, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import random_inputs
 from onnxjl.load import load
@@ -1137,7 +1138,35 @@ def test_scans_of_batches_cannot_be_converted():
         [("f", F, [1, 2]), ("y", F, [1, 3, 2])],
         opset=8,
     )
-    with pytest.raises(ModelError, match="its Scan works on batches"):
+    with pytest.raises(UnsupportedOperator, match="that of opset 8 works on batches"):
+        normalize(proto)
+
+
+@pytest.mark.parametrize("shape", [[2, 3], [2, 3, 4], [2, 3, 4, 5]])
+def test_slopes_of_old_prelu_belong_to_channels(shape):
+    proto = model(
+        [node("PRelu", "x slope", "y")],
+        [("x", F, shape)],
+        [("y", F, shape)],
+        {"slope": np.array([1, 2, 3], np.float32)},
+        opset=6,
+    )
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    slope = np.array([1, 2, 3], np.float32).reshape(3, *[1] * (len(shape) - 2))
+    converted = ir.to_proto(normalize(proto).model)
+    (y,) = onnx.reference.ReferenceEvaluator(converted).run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.where(x < 0, x * slope, x))
+
+
+def test_slopes_of_old_prelu_whose_input_has_no_rank():
+    proto = model(
+        [node("Reshape", "x shape", "r"), node("PRelu", "r slope", "y")],
+        [("x", F, [6]), ("shape", onnx.TensorProto.INT64, None)],
+        [("y", F, None)],
+        {"slope": np.array([1, 2, 3], np.float32)},
+        opset=6,
+    )
+    with pytest.raises(ModelError, match=r"PRelu.*rank isn't known"):
         normalize(proto)
 
 

@@ -22,17 +22,17 @@ numpyarray(x::AbstractArray) = Py(convert(Array, x)).to_numpy()
 texts(x) = pyconvert(Vector{String}, x)
 
 function OnnxJL.receive(nodes, tensors, inputs, outputs, opsets, trainable)
-    made = Node[Node(node) for node in Py(nodes)]
-    arrays = Dict{String,AbstractArray}()
-    for (name, x) in Py(tensors)
-        arrays[pyconvert(String, name)] = ownarray(x)
-    end
     network = Network(
-        made, arrays, texts(inputs), texts(outputs), pyconvert(Dict{String,Int}, opsets),
-        Set(texts(trainable)),
+        Node[Node(node) for node in Py(nodes)], arrays(Py(tensors)), texts(inputs), texts(outputs),
+        pyconvert(Dict{String,Int}, opsets), Set(texts(trainable)),
     )
     return FluxGraph(network; own=true)
 end
+
+"Arrays of their own, by name."
+arrays(tensors) = Dict{String,AbstractArray}(
+    pyconvert(String, name) => ownarray(x) for (name, x) in tensors
+)
 
 function OnnxJL.Node(node::Py)
     name, operator, domain, inputs, outputs, attributes = node
@@ -54,17 +54,29 @@ function value(x::Py)
     pyisinstance(x, pybuiltins.int) && return pyconvert(Int, x)
     pyisinstance(x, pybuiltins.float) && return pyconvert(Float32, x)
     pyisinstance(x, pybuiltins.str) && return pyconvert(String, x)
+    pyisinstance(x, pybuiltins.tuple) && return graph(x...)
     pyisinstance(x, pybuiltins.list) || return ownarray(x)
     length(x) == 0 && return Int64[]
     kind = typeof(value(x[0]))
     return pyconvert(Vector{kind}, x)
 end
 
+"A graph that is an attribute. The whole network says the versions of operators."
+function graph(nodes, tensors, inputs, outputs, trainable)
+    return Network(
+        Node[Node(node) for node in nodes], arrays(tensors), texts(inputs), texts(outputs),
+        Dict{String,Int}(), Set(texts(trainable)),
+    )
+end
+
 plain(x::Union{Integer,AbstractFloat,AbstractString}) = Py(x)
 plain(x::AbstractVector) = pylist(map(plain, x))
 
-function OnnxJL.deliver(graph::FluxGraph)
-    network = OnnxJL.network(oncpu(graph))
+plain(network::Network) = delivered(network)
+
+OnnxJL.deliver(graph::FluxGraph) = delivered(OnnxJL.network(oncpu(graph)))
+
+function delivered(network::Network)
     nodes = pylist(map(network.nodes) do node
         edited = pydict(string(k) => plain(node.attributes[k]) for k in node.edited)
         pytuple((

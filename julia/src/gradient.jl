@@ -1,7 +1,7 @@
 # One gradient rule for the whole graph: each layer's own, forward and then back. Compilation grows
 # with the number of kinds of layers, not with their number.
 
-using ChainRulesCore: ChainRulesCore, RuleConfig, HasReverseMode, AbstractZero, Tangent,
+using ChainRulesCore: ChainRulesCore, RuleConfig, HasReverseMode, AbstractZero, NoTangent, Tangent,
     ZeroTangent, unthunk
 using Zygote: Zygote
 
@@ -104,8 +104,16 @@ function gradients(graph::FluxGraph, gradient)
         x = follow(Δ, b.field.path)
         x isa AbstractArray && put(b.tensor, unbind(b.field.form, x))
     end
+    for (layer, step, Δ) in steps, (field, inner) in pairs(graphs(layer))
+        for (name, x) in gradients(inner, follow(Δ, (field,)))
+            put(innername(step, field, name), x)
+        end
+    end
     return found
 end
+
+"What a tensor of a graph within a layer is called."
+innername(step::Step, field, name) = string(step.name, '.', field, '.', name)
 
 """
     eachtensor(f, graph)
@@ -121,6 +129,11 @@ function eachtensor(f, graph::FluxGraph)
     for (layer, step) in zip(graph.layers, graph.program.steps), b in step.bindings
         haskey(Flux.Optimisers.trainable(layer), first(b.field.path)) || continue
         visit(b.tensor, follow(layer, b.field.path), b.field.form)
+    end
+    for (layer, step) in zip(graph.layers, graph.program.steps)
+        for (field, inner) in pairs(graphs(layer))
+            eachtensor((name, x, form) -> visit(innername(step, field, name), x, form), inner)
+        end
     end
 end
 

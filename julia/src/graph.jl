@@ -39,6 +39,7 @@ end
 "Something went wrong at a node of the graph."
 struct NodeError <: Exception
     node::String
+    opset::Int
     shapes::String
     cause::Any
 end
@@ -50,7 +51,10 @@ function Base.showerror(io::IO, e::NodeError)
 end
 
 NodeError(step::Step, inputs, cause) = NodeError(
-    join((place(node) for node in step.nodes), ", "), join(map(described, inputs), ", "), cause
+    join((place(node) for node in step.nodes), ", "),
+    step.opset,
+    join(map(described, inputs), ", "),
+    cause,
 )
 
 described(x::AbstractArray) = string(eltype(x), "[", join(reverse(size(x)), "×"), "]")

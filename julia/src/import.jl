@@ -70,9 +70,7 @@ end
 function Build(node::Node, network::Network, source::Source, consumers)
     made = isempty(node.domain) ? layer(Val(Symbol(node.operator)), node, source) : nothing
     if made === nothing
-        made = functional(node, network)
-        inputs = made isa Call ? node.inputs : [node.inputs; captured(node)]
-        return Build(made, [node], inputs, nothing)
+        return Build(functional(node, network), [node], allinputs(node), nothing)
     end
     nodes = [node]
     follower() = onlyfollower(last(nodes), source, consumers)
@@ -106,11 +104,42 @@ function onlyfollower(node::Node, source::Source, consumers)
     return consumers[name]
 end
 
-"The layer of a node as a function."
-functional(node::Node, network::Network) = Call(node, get(network.opsets, node.domain, 1))
+"The layer of a node as a function, or as one that holds graphs."
+function functional(node::Node, network::Network)
+    isempty(node.domain) && return functional(Val(Symbol(node.operator)), node, network)
+    return Call(node, version(network, node))
+end
 
-"The values from outside that a node's subgraphs use."
-captured(node::Node) = String[]
+functional(::Val, node::Node, network::Network) = Call(node, version(network, node))
+
+"The version of the operator set that a node's operator is of."
+version(network::Network, node::Node) = get(network.opsets, node.domain, 1)
+
+"A node's inputs, and then the values from outside that its graphs use."
+function allinputs(node::Node)
+    outer = captured(node)
+    isempty(outer) && return node.inputs
+    absent = node.operator == "Loop" ? max(0, 2 - length(node.inputs)) : 0
+    return [node.inputs; fill("", absent); outer]
+end
+
+"The values from outside that a node's graphs use, and those within these."
+captured(node::Node) = unique!(String[
+    name for graph in values(node.attributes) if graph isa Network for name in captured(graph)
+])
+
+function captured(graph::Network)
+    known = Set([graph.inputs; collect(keys(graph.tensors))])
+    outer = String[]
+    note!(name) = isempty(name) || name in known || push!(outer, name)
+    for node in graph.nodes
+        foreach(note!, node.inputs)
+        foreach(note!, captured(node))
+        union!(known, node.outputs)
+    end
+    foreach(note!, graph.outputs)
+    return unique!(outer)
+end
 
 # Inputs that no gradient goes to, though they are floating.
 const FIXED_INPUTS = Dict("Resize" => 2:4, "Upsample" => 2:2, "Pad" => 3:3)
@@ -169,7 +198,8 @@ function program_steps(network::Network, builds, slots::Slots)
         ]
         derived = attributes(build.layer, first(build.nodes))
         outputs = places(last(build.nodes).outputs)
-        Step(name, build.nodes, places(build.inputs), outputs, found, derived, build.f, Int[])
+        inputs, opset = places(build.inputs), version(network, first(build.nodes))
+        Step(name, build.nodes, inputs, outputs, found, derived, build.f, Int[], opset)
     end
     marklast!(steps, slots, network)
     return steps

@@ -82,11 +82,12 @@ given(node::Node, i::Int) = length(node.inputs) >= i && !isempty(node.inputs[i])
     parameter(source, node, i, form=Plain)
 
 The array that a layer of its own holds for the `i`-th input, or nothing where it can't: the input
-is computed, or others use the tensor in another form.
+is computed, others use the tensor in another form, or it is in half precision, in which Flux's
+layers sum on a CPU, and ONNX's operators don't.
 """
 function parameter(source::Source, node::Node, i::Int, form::Form=Plain)
     x = constant(source, node, i)
-    (x === nothing || !(eltype(x) <: AbstractFloat)) && return nothing
+    x isa AbstractArray{<:Union{Float32,Float64}} || return nothing
     name = node.inputs[i]
     source.uses[name] == 1 && return bind(form, x; source.own)
     form == Plain || return nothing

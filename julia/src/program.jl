@@ -1,5 +1,5 @@
 """
-    Step(name, nodes, inputs, outputs, bindings, derived, f, dead)
+    Step(name, nodes, inputs, outputs, bindings, derived, f, dead, opset)
 
 What is known of one layer of the graph besides its parameters.
 
@@ -7,7 +7,7 @@ What is known of one layer of the graph besides its parameters.
 - `inputs`, `outputs`: the slots of its arguments and results; 0 for an absent one.
 - `bindings`: the tensors that its fields are; `derived`: the attributes that its fields said, and
   `f` its activation function, when it was built.
-- `dead`: the slots that nothing after it reads.
+- `dead`: the slots that nothing after it reads; `opset`: the version of its operators' set.
 """
 struct Step
     name::String
@@ -18,6 +18,7 @@ struct Step
     derived::Dict{Symbol,Any}
     f::Any
     dead::Vector{Int}
+    opset::Int
 end
 
 """

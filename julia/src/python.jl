@@ -143,13 +143,17 @@ The scores that a function `criterion(group)` gives a group that Python describe
 """
 function score end
 
+"The modules of files that were run: they stay, as what their functions refer to does."
+const SPACES = Module[]
+
 """
     criterion(path, name)
 
 The function `name` of a Julia file, which is run in a module of its own.
 """
 function criterion(path, name)
-    space = Module(Symbol(name))
+    space = Module(gensym(name))  # A module of the same name would take it.
+    push!(SPACES, space)
     Core.eval(space, :(using OnnxJL: OnnxJL, Group, Member, slice))
     Core.eval(space, :(include(path) = Base.include($space, path)))
     Base.include(space, path)
@@ -171,8 +175,10 @@ What Python tells its user of an error.
 """
 explain(e) = ("error", sprint(showerror, e))
 explain(e::UnsupportedOperator) = ("unsupported", e.reason)
-explain(e::NodeError) = e.cause isa UnsupportedOperator ?
-    ("unsupported", string(e.node, ": ", e.cause.reason)) : ("error", sprint(showerror, e))
+function explain(e::NodeError)
+    e.cause isa UnsupportedOperator || return ("error", sprint(showerror, e))
+    return ("unsupported", string(e.node, ": ", e.cause.reason, " (opset ", e.opset, ")"))
+end
 
 "A network as Flux shows it."
 text(graph) = repr(MIME("text/plain"), graph)

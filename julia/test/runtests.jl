@@ -10,4 +10,5 @@ include("gradients.jl")
         endswith(file, ".jl") && @testset "$(basename(file))" include(file)
     end
     @testset "training.jl" include("training.jl")
+    @testset "control.jl" include("control.jl")
 end

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxjl.errors import ModelError, UsageError
+from onnxjl.errors import ModelError, UnsupportedOperator, UsageError
+from onnxjl.graph import node_name
+from onnxjl.normalize.surgery import add_initializer, is_onnx
 from onnxjl.proto import weightless
 
 OLDEST, USUAL = 13, 17
@@ -34,6 +37,8 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
         `opset` is lower than the model's, or newer than what onnx knows.
     ModelError
         The operators can't be converted.
+    UnsupportedOperator
+        There is one that no later operator set has.
     """
     if "" not in model.opset_imports:
         # No operator of ours in there yet: nothing to convert.
@@ -49,11 +54,14 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     target = opset if opset is not None else current if current >= OLDEST else USUAL
     if target == current:
         return model
-    if current < 9 and any(n.op_type == "Scan" and n.domain == "" for n in model.graph.all_nodes()):
-        raise ModelError(
-            f"opset {current}: its Scan works on batches, as no later one does, and can't be "
-            "converted; export the network again with opset 9 or newer"
-        )
+    if current < 9:
+        for node in model.graph.all_nodes():
+            if is_onnx(node, "Scan"):
+                raise UnsupportedOperator(
+                    f"node '{node_name(node)}' (Scan): that of opset {current} works on batches, "
+                    "as no later one does, and can't be converted; export the network again with "
+                    "opset 9 or newer"
+                )
     if current >= OLDEST and target == USUAL:
         return to_opset_17(model)
     try:
@@ -62,7 +70,11 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
         raise ModelError(
             f"can't convert opset {current} to {target}: {' '.join(str(error).split())}"
         ) from error
+    if current < 7:
+        proto = onnx.shape_inference.infer_shapes(proto)
     converted = ir.serde.deserialize_model(proto)
+    if current < 7:
+        _slopes_as_before(converted)
     if current < 11:
         _resize_as_before(converted)
     graph = converted.graph
@@ -77,6 +89,29 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     graph.name, graph.doc_string = model.graph.name, model.graph.doc_string
     model.graph = graph
     return model
+
+
+def _slopes_as_before(model: ir.Model) -> None:
+    """Make `PRelu` have a slope for each channel, as before opset 7; the converter forgets to."""
+    graph = model.graph
+    for node in list(graph):
+        if not is_onnx(node, "PRelu"):
+            continue
+        x, slope = node.inputs
+        if slope is None or slope.shape is None or len(slope.shape) != 1 or slope.shape[0] == 1:
+            continue
+        if x is None or x.shape is None:
+            raise ModelError(
+                f"node '{node_name(node)}' (PRelu): its input's rank isn't known, and so not how "
+                "the slopes lie; export the network again with opset 7 or newer"
+            )
+        if len(x.shape) > 2:
+            axes = add_initializer(
+                graph, f"{slope.name}.axes", ir.Tensor(np.arange(1, len(x.shape) - 1))
+            )
+            spread = ir.Node("", "Unsqueeze", [slope, axes], num_outputs=1)
+            graph.insert_before(node, spread)
+            node.replace_input_with(1, spread.outputs[0])
 
 
 def _resize_as_before(model: ir.Model) -> None:

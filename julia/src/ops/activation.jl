@@ -73,6 +73,8 @@ derivative(::typeof(hardgated), x, y) =
     return gate + alpha * x * gate * (1 - gate)
 end
 
+@operator SwiGLU(A, B; alpha=1.0f0) = Mul(Swish(A; alpha), B)
+
 @operator Mish(X) = elementwise(softgated, X)
 
 @inline softgated(x) = x * softgate(x)
@@ -133,9 +135,13 @@ derivative(::typeof(shrunk), x, y, lambd, bias) = (x < -lambd) | (x > lambd)
 
 # Softmax and its kin: until operator set 13 over all axes from `axis` on, then over `axis` alone.
 
-@operator Softmax(input; axis=nothing, opset=13) = alongaxis(softmax, input, axis, opset)
+@operator function Softmax(input; axis=nothing, opset=13)
+    return alongaxis(eltype(input) == Float16 ? halfsoftmax : softmax, input, axis, opset)
+end
 
-@operator LogSoftmax(input; axis=nothing, opset=13) = alongaxis(logsoftmax, input, axis, opset)
+@operator function LogSoftmax(input; axis=nothing, opset=13)
+    return narrowto(input, alongaxis(logsoftmax, widefloat(input), axis, opset))
+end
 
 @nondifferentiable Hardmax(input; axis=nothing, opset=13) = alongaxis(hardmax, input, axis, opset)
 
@@ -145,6 +151,26 @@ function alongaxis(f::F, x, axis, opset) where {F}
     first = something(axis, 1)
     inner = ndims(x) - (first < 0 ? first + ndims(x) : first)
     return reshape(f(reshape(x, prod(size(x)[1:inner]), :); dims=1), size(x))
+end
+
+"""
+    halfsoftmax(x; dims)
+
+Softmax of half precision, rounded at every step, with sums in single precision. NNlib's maximum of
+half precision is one that LLVM can't compile for processors with AVX-512, and stops the process.
+"""
+function halfsoftmax(x; dims)
+    y = exp.(x .- maximum(x; dims))
+    return y ./ narrowto(x, sum(widefloat(y); dims))
+end
+
+function ChainRulesCore.rrule(::typeof(halfsoftmax), x; dims)
+    y = halfsoftmax(x; dims)
+    function halfsoftmax_pullback(dy)
+        weighted = unthunk(dy) .* y
+        return NoTangent(), weighted .- y .* narrowto(y, sum(widefloat(weighted); dims))
+    end
+    return y, halfsoftmax_pullback
 end
 
 hardmax(x; dims) = onehot.(eltype(x), extremeindex(>, x, dims, false), indicesalong(x, dims))

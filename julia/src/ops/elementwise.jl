@@ -613,6 +613,11 @@ end
     return converted(eltype(target_type), input)
 end
 
+@nondifferentiable function BitCast(input; to)
+    haskey(ELEMENTTYPES, to) || unsupported("a cast to ONNX's element type ", to)
+    return collect(reinterpret(ELEMENTTYPES[to], input))
+end
+
 castable(type) = type <: Real && type != Union{} || unsupported("a cast from or to ", type)
 
 ChainRulesCore.@non_differentiable castable(::Any)

@@ -360,3 +360,54 @@ end
 @non_differentiable samplingmode(::Any...)
 @non_differentiable homogeneousgrid(::Any...)
 @non_differentiable roitaps(::Any...)
+
+"""
+    Col2Im(input, image_shape, block_shape; dilations, pads, strides)
+
+The sum of blocks (positions × block entries and channels × samples) where they lie in an image.
+"""
+function Col2Im end
+
+@operator function Col2Im(
+    input, image_shape, block_shape; dilations=nothing, pads=nothing, strides=nothing
+)
+    dims = Tuple(Int.(reverse(image_shape)))
+    rows, places = blockplaces(dims, block_shape, dilations, pads, strides)
+    block = prod(block_shape)
+    channels, samples = size(input, 2) ÷ block, size(input, 3)
+    blocks = reshape(input, size(input, 1) * block, channels * samples)
+    maps = (
+        Selection(1, size(blocks, 1), rows), Opposite(Selection(1, prod(dims), places))
+    )
+    return reshape(mapped(maps, blocks), dims..., channels, samples)
+end
+
+"""
+    blockplaces(dims, block, dilations, pads, strides)
+
+Which entries of all blocks lie within an image of size `dims`, and their linear positions there.
+"""
+function blockplaces(dims, block, dilations, pads, strides)
+    n = length(dims)
+    inorder(x, default) = x === nothing ? fill(default, n) : reverse(Int.(x))
+    sizes, steps, gaps = inorder(block, 1), inorder(strides, 1), inorder(dilations, 1)
+    before = pads === nothing ? zeros(Int, n) : reverse(Int.(pads[1:n]))
+    after = pads === nothing ? zeros(Int, n) : reverse(Int.(pads[(n + 1):end]))
+    counts = ntuple(n) do d
+        (dims[d] + before[d] + after[d] - gaps[d] * (sizes[d] - 1) - 1) ÷ steps[d] + 1
+    end
+    linear = LinearIndices(dims)
+    rows, places = Int[], Int[]
+    entries = Iterators.product(CartesianIndices(counts), CartesianIndices(Tuple(sizes)))
+    for (row, (position, entry)) in enumerate(entries)
+        place = CartesianIndex(ntuple(n) do d
+            (position[d] - 1) * steps[d] + (entry[d] - 1) * gaps[d] - before[d] + 1
+        end)
+        checkbounds(Bool, linear, place) || continue
+        push!(rows, row)
+        push!(places, linear[place])
+    end
+    return rows, places
+end
+
+@non_differentiable blockplaces(::Any...)

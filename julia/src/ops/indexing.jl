@@ -108,6 +108,18 @@ function addat!(x, y, index)
 end
 
 """
+    Opposite(map)
+
+The transpose of a map.
+"""
+struct Opposite{M<:AxisMap} <: AxisMap
+    map::M
+end
+
+along(opposite::Opposite, x) = against(opposite.map, x)
+against(opposite::Opposite, dy) = along(opposite.map, dy)
+
+"""
     selected(x, index)
 
 The elements of `x` at the linear positions `index`, in an array of the size of `index`.

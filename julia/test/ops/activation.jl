@@ -88,3 +88,16 @@ end
     end
     @test Zygote.gradient(x -> sum(Operators.Gelu(x)), Float16[0.5, 1])[1] isa Vector{Float16}
 end
+
+@testset "softmax of half precision" begin
+    x = Float16[1 -2 3; 0.5 4 -1; 2 2 2]
+    weights = Float16.(reshape(1:9, 3, 3))
+    for f in (Operators.Softmax, Operators.LogSoftmax)
+        y = f(x; axis=-1)
+        @test eltype(y) == Float16
+        @test y ≈ f(Float32.(x); axis=-1) rtol = 2e-3
+        found = only(Zygote.gradient(x -> sum(weights .* f(x; axis=-1)), x))
+        exact = only(Zygote.gradient(x -> sum(weights .* f(x; axis=-1)), Float32.(x)))
+        @test found ≈ exact rtol = 1e-2
+    end
+end

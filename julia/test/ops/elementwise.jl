@@ -176,3 +176,8 @@ end
     @test Zygote.gradient(x -> sum(Operators.Pow(x, fill(2.0f0))), [0.0f0])[1] == [0]
     @test Zygote.gradient(x -> sum(Operators.Max(x, [1.0])), [1.0])[1] == [0.5]
 end
+
+@testset "BitCast" begin
+    @test Operators.BitCast(Float32[1, -2]; to=6) == reinterpret(Int32, Float32[1, -2])
+    @test Operators.BitCast(fill(1.0f0); to=6) == fill(reinterpret(Int32, 1.0f0))
+end

@@ -55,3 +55,14 @@ end
     @test kept(3, [0.5f0], [0.4f0]) == [1]
     @test size(Operators.NonMaxSuppression(boxes, scores)) == (3, 0)
 end
+
+@testset "Col2Im" begin
+    blocks = reshape(collect(1.0:8.0), 2, 4, 1)  # 2 positions of 2×2 blocks in a row
+    image = Operators.Col2Im(blocks, [2, 3], [2, 2])
+    @test image[:, :, 1, 1] == [1 5; 2+3 6+7; 4 8]
+    padded = Operators.Col2Im(ones(9, 4, 1), [2, 2], [2, 2]; pads=[1, 1, 1, 1])
+    @test padded[:, :, 1, 1] == [4 4; 4 4]
+    checkgradient(randn(4, 8, 2)) do x
+        Operators.Col2Im(x, [3, 4], [2, 2]; strides=[2, 2], pads=[1, 0, 0, 0])
+    end
+end
