@@ -185,7 +185,9 @@ def _prune(commands: Any) -> None:
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5\n"
         "  onnxjl prune net.onnx -o small.onnx --amount 0.3 --scope local --ignore 'head*'\n"
         "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz\n"
-        "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz",
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz\n"
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --engine flux --criterion taylor \\\n"
+        "      --data train.npz --finetune 3",
     )
     _model(command)
     _output(command)
@@ -210,7 +212,9 @@ def _prune(commands: Any) -> None:
         default="l2",
         metavar="NAME",
         help="how important a unit is: random, l1, l2, linf, bn-scale, lamp, fpgm; with --data "
-        "also activation, apoz (default: l2)",
+        "also activation, apoz; with --engine flux also synflow, and with labelled --data taylor, "
+        "fisher, obd, snip, grasp; or a function of your own, FILE.py:NAME, or with --engine flux "
+        "FILE.jl:NAME (default: l2)",
     )
     choice.add_argument(
         "--scope",
@@ -230,7 +234,10 @@ def _prune(commands: Any) -> None:
         help="what a group's scores are divided by, to be comparable (default: mean)",
     )
     choice.add_argument(
-        "--data", metavar="FILE.npz", help="inputs for criteria that need some, named as inputs"
+        "--data",
+        metavar="FILE.npz",
+        help="samples for criteria and for fine-tuning: arrays named as the model's inputs, labels "
+        "as 'target'",
     )
     choice.add_argument(
         "--round-to", type=int, default=1, metavar="N", help="widths become multiples of N"
@@ -253,8 +260,61 @@ def _prune(commands: Any) -> None:
         help="refit: solve every layer anew so that it computes what the original did; bn: only "
         "estimate batch normalization anew (default: refit, with --calibrate)",
     )
+    _finetuning(command)
     command.add_argument("--plan", metavar="FILE", help="also write what was removed, as JSON")
     _measurements(command)
+
+
+def _finetuning(command: argparse.ArgumentParser) -> None:
+    engine = command.add_argument_group("gradients and fine-tuning, in Julia")
+    engine.add_argument(
+        "--engine",
+        default="numpy",
+        choices=("numpy", "flux"),
+        help="flux: the network as Flux layers in Julia (`onnxjl doctor` says whether Julia is "
+        "there), for criteria with gradients and for fine-tuning (default: numpy)",
+    )
+    engine.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="what is differentiated: cross-entropy, mse, mae, huber, binary-cross-entropy, or a "
+        "function of your own, FILE.jl:NAME or FILE.py:NAME (default: cross-entropy)",
+    )
+    engine.add_argument(
+        "--finetune",
+        type=int,
+        metavar="EPOCHS",
+        help="train the smaller network on --data; Ctrl-C ends training, and what was learned so "
+        "far is saved",
+    )
+    engine.add_argument(
+        "--optimiser",
+        default="adamw",
+        metavar="NAME",
+        help="adamw, adam, sgd, momentum, nesterov, rmsprop or another of Optimisers.jl "
+        "(default: adamw)",
+    )
+    engine.add_argument("--lr", type=float, metavar="F", help="learning rate (default: 0.001)")
+    engine.add_argument(
+        "--schedule",
+        default="constant",
+        choices=("constant", "cosine", "step"),
+        help="how the learning rate falls (default: constant)",
+    )
+    engine.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="samples in a step (default: 64)"
+    )
+    engine.add_argument(
+        "--distil",
+        action="store_true",
+        help="also learn from the outputs of the original network",
+    )
+    engine.add_argument(
+        "--checkpoint", metavar="FILE", help="file that holds the training after each epoch"
+    )
+    engine.add_argument(
+        "--resume", action="store_true", help="go on from --checkpoint, if it is there"
+    )
 
 
 def _apply(commands: Any) -> None:

@@ -17,10 +17,12 @@ from onnxjl import criteria, data
 from onnxjl.check import compare as compared
 from onnxjl.doctor import describe, diagnose
 from onnxjl.errors import OnnxjlError, UsageError
+from onnxjl.flux import FluxModel, is_julia, to_flux
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
 from onnxjl.load import load
 from onnxjl.normalize import normalize as normalized
+from onnxjl.own import function_of, is_julia_place
 from onnxjl.plan import Plan
 from onnxjl.plan import apply as applied
 from onnxjl.progress import Progress
@@ -41,6 +43,17 @@ from onnxjl.report import (
 from onnxjl.save import Saved, check_output, input_files, save, save_text
 from onnxjl.structure import analyze, layer_costs
 from onnxjl.structure import groups as groups_of
+
+FINETUNING = {
+    "optimiser": "adamw",
+    "lr": None,
+    "schedule": "constant",
+    "batch_size": data.BATCH_SIZE,
+    "distil": False,
+    "checkpoint": None,
+    "resume": False,
+}
+"""Options of fine-tuning, with their defaults."""
 
 
 def info(options: Namespace) -> int:
@@ -153,32 +166,39 @@ def prune(options: Namespace) -> int:
     """Make a model smaller."""
     amounts = _amounts(options.amount_for)
     # What is wrong with the request is told before the long work begins.
-    criterion = criteria.get(options.criterion)
-    if criterion.needs_data and options.data is None:
-        raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
     if options.plan is not None:
         if Path(options.plan).resolve() == Path(options.output).resolve():
             raise UsageError("--plan and --output name the same file")
         check_output(options.plan, force=options.force, inputs=[Path(options.model)])
+    _check_engine(options)
     inputs, validate = _inputs(options), _validation(options)
     samples = None if options.data is None else data.read(options.data)
+    criterion = _criterion(options, samples)
     calibration = None if options.calibrate is None else data.read(options.calibrate)
     if options.recover is not None:
         check_request(options.recover, calibration)
     more = {} if options.normalization is None else {"normalization": options.normalization}
-    with Progress("pruning", total=5) as bar:
+    flux = options.engine == "flux"
+    with Progress("pruning", total=5 + flux + (options.finetune is not None)) as bar:
         bar.step("reading")
         graph = _load_for(options)
         bar.step("normalizing")
         graph = normalized(graph)
+        network: Graph | FluxModel = graph
+        if flux:
+            bar.step("starting Julia")
+            network = to_flux(graph)
+        loss = None if options.loss is None else function_of(options.loss)
+        if isinstance(network, FluxModel):
+            network.check_loss(loss)
         bar.step("choosing")
         small = pruned(
-            graph,
+            network,
             amount=options.amount,
             macs=options.macs,
             params=options.params,
             bytes=options.bytes,
-            criterion=options.criterion,
+            criterion=criterion,
             scope=options.scope,
             aggregation=options.aggregation,
             ignore=options.ignore,
@@ -191,8 +211,25 @@ def prune(options: Namespace) -> int:
             seed=options.seed,
             recover=options.recover,
             calibration=calibration,
+            loss=loss,
             **more,
         )
+        history = None
+        if options.finetune is not None and isinstance(small, FluxModel):
+            bar.step("fine-tuning")
+            history = small.finetune(
+                samples,
+                epochs=options.finetune,
+                loss=loss,
+                optimiser=options.optimiser,
+                lr=options.lr,
+                schedule=options.schedule,
+                batch_size=options.batch_size,
+                teacher=network if options.distil else None,
+                checkpoint=options.checkpoint,
+                resume=options.resume,
+                seed=options.seed,
+            )
         bar.step("saving and checking")
         saved = _save(options, small, inputs)
         if options.plan is not None:
@@ -201,14 +238,50 @@ def prune(options: Namespace) -> int:
             options.written.append(options.plan)
         bar.step("measuring")
         report = make_report(
-            small,
+            small.to_graph() if isinstance(small, FluxModel) else small,
             saved,
             inputs=inputs,
             validate=validate,
             measure=options.measure,
             plan=options.plan,
+            history=history,
         )
     return _report(options, report)
+
+
+def _check_engine(options: Namespace) -> None:
+    """Raise a UsageError for options that the engine or one another lacks."""
+    if options.finetune is None:
+        for name in ("optimiser", "lr", "schedule", "batch_size", "distil", "checkpoint", "resume"):
+            if getattr(options, name) != FINETUNING[name]:
+                raise UsageError(f"--{name.replace('_', '-')} is for --finetune EPOCHS")
+    elif options.engine != "flux":
+        raise UsageError("--finetune needs gradients: add --engine flux")
+    elif options.data is None:
+        raise UsageError("--finetune needs labelled samples: --data FILE.npz")
+    elif options.finetune < 1:
+        raise UsageError(f"--finetune {options.finetune}: at least 1 epoch is needed")
+    if options.loss is not None and options.engine != "flux":
+        raise UsageError("--loss is for gradients: add --engine flux")
+    if options.resume and options.checkpoint is None:
+        raise UsageError("--resume needs the --checkpoint FILE to go on from")
+
+
+def _criterion(options: Namespace, samples: Mapping[str, np.ndarray] | None) -> Any:
+    """The criterion asked for, once it is clear that it has what it needs."""
+    flux = options.engine == "flux"
+    if is_julia_place(options.criterion) and not flux:
+        raise UsageError("a criterion in Julia needs the engine in Julia: add --engine flux")
+    chosen = function_of(options.criterion)
+    labels = options.finetune is not None
+    if not is_julia(chosen):
+        criterion = criteria.get(chosen, gradients=flux)
+        if criterion.needs_data and samples is None:
+            raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
+        labels = labels or (criterion.needs_gradient and criterion.needs_data)
+    if labels and samples is not None and data.TARGET not in samples:
+        raise UsageError(f"{options.data} has no labels: an array '{data.TARGET}' is needed")
+    return chosen
 
 
 def apply(options: Namespace) -> int:
@@ -297,7 +370,9 @@ def _load_for(options: Namespace, **others: str) -> Graph:
     return graph
 
 
-def _save(options: Namespace, graph: Graph, inputs: Mapping[str, np.ndarray] | None) -> Saved:
+def _save(
+    options: Namespace, graph: Graph | FluxModel, inputs: Mapping[str, np.ndarray] | None
+) -> Saved:
     saved = save(graph, options.output, force=options.force, check=options.check, inputs=inputs)
     options.written.append(options.output)
     return saved

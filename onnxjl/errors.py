@@ -32,12 +32,12 @@ class JuliaError(OnnxjlError):
 
     def __init__(self, message: str, failure: BaseException | None = None) -> None:
         super().__init__(message)
-        self._failure = failure
+        self.failure = failure
 
     @property
     def julia_traceback(self) -> str:
         """The whole of what Julia says, with its stack; empty if Julia didn't get that far."""
-        return "" if self._failure is None else str(self._failure)
+        return "" if self.failure is None else str(self.failure)
 
 
 class BudgetError(OnnxjlError):

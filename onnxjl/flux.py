@@ -297,7 +297,7 @@ class FluxModel:
         """Return a loss, and its gradients with respect to the outputs of a pass, for Julia."""
         if isinstance(loss, str) or is_julia(loss):
             wanted = None if target is None else np.asarray(target, order="C").T
-            value, deltas = julia().measure(self._loss(loss), passed, wanted)
+            value, deltas = julia().measure(self.check_loss(loss), passed, wanted)
             return float(value), deltas
         return self._python_loss(loss, passed, target)
 
@@ -305,7 +305,7 @@ class FluxModel:
         """Return a loss of the outputs of a pass."""
         if isinstance(loss, str) or is_julia(loss):
             wanted = None if target is None else np.asarray(target, order="C").T
-            return float(julia().lossvalue(self._loss(loss), passed, wanted))
+            return float(julia().lossvalue(self.check_loss(loss), passed, wanted))
         return evaluate(loss, self.outputs(passed), target)[0]
 
     def outputs(self, passed: Any) -> np.ndarray | dict[str, np.ndarray]:
@@ -367,7 +367,8 @@ class FluxModel:
         with as_julia_error():
             return FluxModel(self.graph, julia().positive(self.julia))
 
-    def _loss(self, loss: Any) -> Any:
+    def check_loss(self, loss: Any) -> Any:
+        """Return a loss; raise a UsageError for a name that none has."""
         if isinstance(loss, str) and loss not in julia().LOSSES:
             raise UsageError(unknown("loss", loss, sorted(map(str, julia().LOSSES))))
         return loss
@@ -508,22 +509,29 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
     function : a Julia function of an ``OnnxJL.Group``, that returns (units,) real numbers.
     """
 
+    name = str(julia().Base.string(function))
+
     def scores(group: Group, weights: GroupWeights) -> np.ndarray:
-        members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
-        gradients = mean_gradient(weights.scoring) if weights.scoring.data is not None else {}
+        measured = weights.scoring.data is not None
+        gradients = mean_gradient(weights.scoring) if measured else {}
         tensors = {
-            name: (np.asarray(array, order="C").T, _transposed(gradients.get(name)))
-            for name, array in weights.items()
+            tensor: (
+                np.asarray(array, order="C").T,
+                # What isn't trained, statistics say, has none.
+                gradients.get(tensor, np.zeros_like(array)).T if measured else None,
+            )
+            for tensor, array in weights.items()
         }
-        with as_julia_error():
-            return np.array(julia().score(function, group.name, tensors, members))
+        members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
+        try:
+            with as_julia_error():
+                return np.array(julia().score(function, group.name, tensors, members))
+        except JuliaError as error:
+            place = f"criterion '{name}', group '{group.name}'"
+            raise JuliaError(f"{place}: {error}", error.failure) from error
 
-    scores.__name__ = str(julia().Base.string(function))
+    scores.__name__ = name
     return scores
-
-
-def _transposed(array: np.ndarray | None) -> np.ndarray | None:
-    return None if array is None else np.asarray(array, order="C").T
 
 
 def is_julia(value: Any) -> bool:

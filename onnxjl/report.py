@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from onnxjl.latency import measure_pair
 from onnxjl.save import Saved, input_files
 from onnxjl.structure import analyze, layer_costs
 from onnxjl.structure.groups import offer
+
+if TYPE_CHECKING:
+    from onnxjl.history import History
 
 WIDTH = 100
 """Columns that text fits in."""
@@ -86,6 +89,7 @@ class Report:
     shapes : input shapes that were assumed, by name; empty if the model declares them all.
     plan : the file with the plan, if one was written.
     notes : anything else worth knowing.
+    history : the epochs of fine-tuning, if there was any.
     """
 
     source: str
@@ -97,6 +101,7 @@ class Report:
     shapes: dict[str, tuple[int, ...]]
     plan: str | None = None
     notes: tuple[str, ...] = ()
+    history: History | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
@@ -121,6 +126,7 @@ class Report:
             "check": {"status": self.check[0], "text": self.check[1]},
             "assumed_shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "notes": list(self.notes),
+            "finetuning": None if self.history is None else self.history.as_dict(),
         }
 
     def __str__(self) -> str:
@@ -133,6 +139,8 @@ class Report:
             parts.append("units kept\n" + indent(table(cells, align="llrlr")))
         if self.whole:
             parts.append("left whole\n" + indent(reasons(self.whole, width=WIDTH - 2)))
+        if self.history is not None:
+            parts.append("fine-tuning\n" + indent(str(self.history)))
         last = [f"check: {self.check[1]}"]
         if self.shapes:
             last.append(f"assumed input shapes: {shapes_text(self.shapes)} (--shape gives others)")
@@ -148,6 +156,7 @@ def make_report(
     validate: Any = None,
     measure: bool = True,
     plan: str | None = None,
+    history: History | None = None,
 ) -> Report:
     """Measure what pruning did.
 
@@ -160,6 +169,7 @@ def make_report(
         ``NAME.test.npz`` beside the source ``NAME.onnx``, if it is there.
     measure : whether latency and accuracy are measured at all.
     plan : the file that the plan was written to.
+    history : the epochs of fine-tuning, if there was any.
 
     Returns
     -------
@@ -194,7 +204,7 @@ def make_report(
                 changes.append(measured)
             elif measured:
                 notes.append(measured)
-    notes += _advice(source, changes, recovered="recover" in request)
+    notes += _advice(source, changes, recovered="recover" in request or history is not None)
     notes += _advice_on_widths(changes, request)
     kept = {entry.node: entry.outputs for entry in layer_costs(after)}
     return Report(
@@ -210,6 +220,7 @@ def make_report(
         shapes=assumed_shapes(source),
         plan=plan,
         notes=tuple(notes),
+        history=history,
     )
 
 

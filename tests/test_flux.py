@@ -206,3 +206,27 @@ def test_a_criterion_may_be_written_in_julia(model, tmp_path):
     found = onnxjl.prune(model, macs=0.5, criterion=criterion_from(source, "magnitude"))
     assert found.plan.kept.keys() == onnxjl.prune(model, macs=0.5, criterion="l2").plan.kept.keys()
     assert found.plan == onnxjl.prune(model, macs=0.5, criterion="l2").plan
+
+
+def test_an_error_in_a_criterion_tells_whose_it_is(model, tmp_path):
+    from onnxjl.flux import criterion_from
+
+    source = tmp_path / "mine.jl"
+    source.write_text("wrong(group) = group.weights\n")
+    with pytest.raises(JuliaError, match=r"criterion 'wrong', group '.*': .*weights"):
+        onnxjl.prune(model, macs=0.5, criterion=criterion_from(source, "wrong"))
+
+
+def test_a_criterion_in_julia_gets_gradients(model, samples, tmp_path):
+    from onnxjl.flux import criterion_from
+
+    source = tmp_path / "mine.jl"
+    source.write_text(
+        "function snip(group)\n"
+        "    parts = filter(m -> ndims(m.weight) > 1, group.members)\n"
+        "    return [sum(sum(abs, slice(m, u) .* slice(m, u, m.gradient)) for m in parts) /\n"
+        "            length(parts) for u in 1:length(group)]\n"
+        "end\n"
+    )
+    mine = onnxjl.prune(model, macs=0.6, criterion=criterion_from(source, "snip"), data=samples)
+    assert mine.plan == onnxjl.prune(model, macs=0.6, criterion="snip", data=samples).plan

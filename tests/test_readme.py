@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flux_support import needs_julia
 
 import onnxjl
 from onnxjl import cli
@@ -78,8 +80,13 @@ def test_python_runs(page: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _parameters(command: str, expected: list[str]) -> Any:
+    marks = [needs_julia, pytest.mark.xdist_group("julia")] if "--engine flux" in command else []
+    return pytest.param(command, expected, marks=marks, id=command[:60])
+
+
 @pytest.mark.parametrize(
-    ("command", "expected"), [t[1:] for t in transcripts()], ids=lambda v: str(v)[:60]
+    ("command", "expected"), [_parameters(*found[1:]) for found in transcripts()]
 )
 def test_commands_print_what_is_shown(
     command: str, expected: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
@@ -90,6 +97,24 @@ def test_commands_print_what_is_shown(
     printed = iter([shape(line) for line in capsys.readouterr().out.splitlines()])
     for line in expected:
         assert shape(line) in printed, line  # consumes what comes before: the order counts
+
+
+@needs_julia
+@pytest.mark.xdist_group("julia")
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "py") or blocks(p, "julia")], ids=lambda p: p.stem
+)
+def test_python_with_julia_runs(page: Path, folder: Path) -> None:
+    for code in blocks(page, "py"):
+        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+    for code in blocks(page, "julia"):
+        (folder / "mine.jl").write_text(code, encoding="utf-8")
+        (name,) = re.findall(r"^function (\w+)\(group\)", code, re.MULTILINE)
+        criterion = onnxjl.flux.criterion_from(folder / "mine.jl", name)
+        model = onnxjl.to_flux("tests/models/mnist-resnet14.onnx")
+        data = "tests/models/mnist-resnet14.calib.npz"
+        small = onnxjl.prune(model, macs=0.7, criterion=criterion, data=data)
+        assert small.plan.request["criterion"] == name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

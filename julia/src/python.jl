@@ -110,7 +110,7 @@ function namedgradients end
     Member(tensor, dim, weight, gradient, indices)
 
 One of the weights that a group's units are cut from, along its dimension `dim`; `indices` has a row
-for each unit. `gradient` is `nothing` where no data were given.
+for each unit. `gradient` is `nothing` where no data were given, and zero for what isn't trained.
 """
 struct Member
     tensor::String
