@@ -23,12 +23,12 @@ from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights
 from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import graph_inputs
 from onnxjl.load import Source, load
 from onnxjl.losses import evaluate
 from onnxjl.normalize import normalize
-from onnxjl.plan import Plan
+from onnxjl.plan import Plan, apply
 from onnxjl.structure import Group
 
 if TYPE_CHECKING:
@@ -429,9 +429,14 @@ class FluxModel:
         return save(self, path, **options)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return every output by name, for inputs by name."""
+        """Return every output by name, for inputs by name, in the precision that it declares."""
         found = self(inputs)
-        return found if isinstance(found, dict) else {self._outputs[0]: found}
+        outputs = found if isinstance(found, dict) else {self._outputs[0]: found}
+        for value in self.graph.model.graph.outputs:
+            y = outputs[value.name or ""]
+            if value.dtype in FLOATING and y.dtype.kind == "f":
+                outputs[value.name or ""] = y.astype(value.dtype.numpy(), copy=False)
+        return outputs
 
 
 def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
@@ -462,6 +467,7 @@ def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
             [value.name for value in graph.model.graph.outputs],
             dict(graph.model.opset_imports),
             handover.trainable(graph),
+            graph,
         )
     made = FluxModel(graph, handle)
     return made if device == "cpu" else made.to(device)
@@ -472,18 +478,24 @@ def _check_device(device: str) -> None:
         raise UsageError(unknown("device", device, DEVICES))
 
 
-def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
+def pruned(model: FluxModel, plan: Plan, small: Graph | None = None) -> FluxModel:
     """Return the smaller model that a plan makes.
 
     Parameters
     ----------
     model : the model that the plan was made for.
     plan : the edits of this round alone.
-    small : what the same plan makes of the model as a graph.
+    small : what the same plan makes of the model as a graph, where that is known.
+
+    Raises
+    ------
+    PlanError : the plan belongs to another network.
     """
+    if small is None:
+        small = apply(model.to_graph(), plan)
     bridge = julia()
     with as_julia_error():
-        handle = bridge.prune(model.julia, bridge.edits(plan))
+        handle = bridge.prune(model.julia, bridge.edits(plan), small)
     return FluxModel(small, handle)
 
 
@@ -516,7 +528,7 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
             for name, array in weights.items()
         }
         with as_julia_error():
-            return np.array(julia().score(function, group.name, tensors, members))
+            return np.array(julia().score(function, group, tensors, members))
 
     scores.__name__ = str(julia().Base.string(function))
     return scores
