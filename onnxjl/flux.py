@@ -419,6 +419,15 @@ class FluxModel:
             graph = handover.to_graph(self.graph, julia().deliver(self.julia))
         return replace(graph, plan=self.plan, source=self.source)
 
+    def as_written(self) -> FluxModel:
+        """Return the network in the precision of its weights in `graph`, as files have it."""
+        tensors = (value.const_value for value in self.graph.model.graph.initializers.values())
+        sizes = {t.dtype.itemsize for t in tensors if t is not None and t.dtype in FLOATING}
+        if len(sizes) != 1:
+            return self
+        with as_julia_error():
+            return FluxModel(self.graph, julia().inprecision(self.julia, 8 * sizes.pop()))
+
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
         """Write the network to a file; see `onnxjl.save`.
 
@@ -429,14 +438,9 @@ class FluxModel:
         return save(self, path, **options)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return every output by name, for inputs by name, in the precision that it declares."""
+        """Return every output by name, for inputs by name."""
         found = self(inputs)
-        outputs = found if isinstance(found, dict) else {self._outputs[0]: found}
-        for value in self.graph.model.graph.outputs:
-            y = outputs[value.name or ""]
-            if value.dtype in FLOATING and y.dtype.kind == "f":
-                outputs[value.name or ""] = y.astype(value.dtype.numpy(), copy=False)
-        return outputs
+        return found if isinstance(found, dict) else {self._outputs[0]: found}
 
 
 def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:

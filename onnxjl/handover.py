@@ -129,8 +129,15 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
         doc_string=like.model.doc_string,
         metadata_props=dict(like.model.metadata_props),
     )
+    declared = {value: value.shape for value in result.outputs}
+    if _reshaped(like.model.graph, result):
+        for node in result:
+            for value in node.outputs:
+                value.shape = None
     if any(value.shape is None for node in result for value in node.outputs):
         ShapeInferencePass()(model)
+    for value, shape in declared.items():
+        value.shape = shape if value.shape is None else value.shape
     return replace(like, model=model, plan=None, source=None)
 
 
@@ -193,6 +200,14 @@ def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Nodes and arrays as Julia delivers them, the arrays in ONNX's layout."""
     nodes, arrays = plain
     return nodes, {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
+
+
+def _reshaped(before: ir.Graph, after: ir.Graph) -> bool:
+    """Whether weights are new or have another shape, so that values may have another, too."""
+    return any(
+        name not in before.initializers or before.initializers[name].shape != value.shape
+        for name, value in after.initializers.items()
+    )
 
 
 def _in_precision_of(like: Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
