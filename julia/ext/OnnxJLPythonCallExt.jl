@@ -193,7 +193,7 @@ function python(name="")
     try
         return pyimport(isempty(name) ? "onnxjl" : "onnxjl.$name")
     catch e
-        e isa PyException && pyisinstance(e, pybuiltins.ModuleNotFoundError) || rethrow()
+        e isa PyException && pyisinstance(e, pybuiltins.ImportError) || rethrow()
         throw(PythonError("JuliaError", string(
             pystr(e.v), ", in ", pyimport("sys").executable, ": let JULIA_PYTHONCALL_EXE name the ",
             "Python that has onnxjl, and JULIA_CONDAPKG_BACKEND be Null, before Julia starts",
