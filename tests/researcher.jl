@@ -9,7 +9,7 @@ folder, source, data, results = ARGS
 push!(LOAD_PATH, folder)  # unless OnnxJL is in the project
 
 using OnnxJL, Flux, PythonCall, Test
-using OnnxJL: groups, slice
+using OnnxJL: slice
 
 @testset "a researcher's experiments" begin
     m = OnnxJL.load(source)
