@@ -1,11 +1,11 @@
 # What a researcher does in Julia, from an ONNX file to a smaller one, without Python code.
 #
-#     julia researcher.jl FOLDER_OF_ONNXJL NETWORK DATA RESULTS
+#     julia researcher.jl FOLDER_OF_ONNXJL NETWORK DATA TRANSFORMER RESULTS
 #
 # Python's onnxjl must be importable: JULIA_PYTHONCALL_EXE names the Python that has it, and
 # JULIA_CONDAPKG_BACKEND is Null.
 
-folder, source, data, results = ARGS
+folder, source, data, transformer, results = ARGS
 push!(LOAD_PATH, folder)  # unless OnnxJL is in the project
 
 using OnnxJL, Flux, PythonCall, Test
@@ -85,6 +85,19 @@ using OnnxJL: slice
         @test_throws "BudgetError" prune(m; macs=0.0001)
         OnnxJL.save(mine, joinpath(results, "macs.onnx"))
         write(joinpath(results, "macs.json"), OnnxJL.plan(mine))
+    end
+
+    @testset "whole heads" begin
+        attention = OnnxJL.load(transformer)
+        heads = filter(g -> g.kind == "head", groups(attention; granularity="head"))
+        @test all(g -> length(g) == 4, heads)
+        fewer = prune(attention, [g => [2, 4] for g in heads])
+        @test all(g -> g.kind != "head" || length(g) == 2, groups(fewer; granularity="head"))
+        @test startswith(OnnxJL.save(fewer, joinpath(results, "heads.onnx")), "equals")
+        write(joinpath(results, "heads.json"), OnnxJL.plan(fewer))
+        one = first(heads)
+        other = first(g for g in groups(attention; granularity="head-dim") if g.kind == "head-dim")
+        @test_throws "head and head-dim can't go at once" prune(attention, one => 1:2, other => 1:2)
     end
 
     # It is a Flux layer: train it, and save what it has become.

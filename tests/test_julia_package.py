@@ -18,10 +18,9 @@ TESTS = Path(__file__).parent
 @needs_julia
 def test_the_package_passes_its_own_tests() -> None:
     place = julia_environment.find()
-    script = TESTS / "package.jl"
+    project, script = f"--project={place.project}", TESTS / "package.jl"
     done = subprocess.run(
-        [place.executable, "--startup-file=no", f"--project={place.project}", script]
-        + [TESTS.parent / "julia"],
+        [place.executable, "--startup-file=no", project, script, TESTS.parent / "julia"],
         env={**os.environ, "JULIA_CONDAPKG_BACKEND": "Null"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
