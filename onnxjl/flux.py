@@ -23,12 +23,12 @@ from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights
 from onnxjl.errors import DataError, JuliaError, UnsupportedOperator, UsageError
-from onnxjl.graph import Graph
+from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import graph_inputs
 from onnxjl.load import Source, load
 from onnxjl.losses import evaluate
 from onnxjl.normalize import normalize
-from onnxjl.plan import Plan
+from onnxjl.plan import Plan, apply
 from onnxjl.structure import Group
 
 if TYPE_CHECKING:
@@ -420,6 +420,15 @@ class FluxModel:
             graph = handover.to_graph(self.graph, julia().deliver(self.julia))
         return replace(graph, plan=self.plan, source=self.source)
 
+    def as_written(self) -> FluxModel:
+        """Return the network in the precision of its weights in `graph`, as files have it."""
+        tensors = (value.const_value for value in self.graph.model.graph.initializers.values())
+        sizes = {t.dtype.itemsize for t in tensors if t is not None and t.dtype in FLOATING}
+        if len(sizes) != 1:
+            return self
+        with as_julia_error():
+            return FluxModel(self.graph, julia().inprecision(self.julia, 8 * sizes.pop()))
+
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
         """Write the network to a file; see `onnxjl.save`.
 
@@ -463,6 +472,7 @@ def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
             [value.name for value in graph.model.graph.outputs],
             dict(graph.model.opset_imports),
             handover.trainable(graph),
+            graph,
         )
     made = FluxModel(graph, handle)
     return made if device == "cpu" else made.to(device)
@@ -473,18 +483,24 @@ def _check_device(device: str) -> None:
         raise UsageError(unknown("device", device, DEVICES))
 
 
-def pruned(model: FluxModel, plan: Plan, small: Graph) -> FluxModel:
+def pruned(model: FluxModel, plan: Plan, small: Graph | None = None) -> FluxModel:
     """Return the smaller model that a plan makes.
 
     Parameters
     ----------
     model : the model that the plan was made for.
     plan : the edits of this round alone.
-    small : what the same plan makes of the model as a graph.
+    small : what the same plan makes of the model as a graph, where that is known.
+
+    Raises
+    ------
+    PlanError : the plan belongs to another network.
     """
+    if small is None:
+        small = apply(model.to_graph(), plan)
     bridge = julia()
     with as_julia_error():
-        handle = bridge.prune(model.julia, bridge.edits(plan))
+        handle = bridge.prune(model.julia, bridge.edits(plan), small)
     return FluxModel(small, handle)
 
 
@@ -522,10 +538,9 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
             )
             for tensor, array in weights.items()
         }
-        members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
         try:
             with as_julia_error():
-                return np.array(julia().score(function, group.name, tensors, members))
+                return np.array(julia().score(function, group, tensors, members))
         except JuliaError as error:
             place = f"criterion '{name}', group '{group.name}'"
             raise JuliaError(f"{place}: {error}", error.failure) from error

@@ -114,9 +114,11 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     like : the graph that they came from. Inputs, outputs and metadata are its, and so are nodes
         but for what differs.
     delivered : nodes as `nodes` gives them, with only those attributes that differ from `like`'s,
-        and a dict of initializer name -> array with its axes reversed.
+        and a dict of initializer name -> array with its axes reversed. Where Julia computes in
+        another precision, weights get that of `like` again.
     """
-    result = _graph(like.model.graph, *_delivered(delivered), {})
+    nodes, arrays = _delivered(delivered)
+    result = _graph(like.model.graph, nodes, _in_precision_of(like, arrays), {})
     model = ir.Model(
         result,
         ir_version=like.model.ir_version,
@@ -127,8 +129,15 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
         doc_string=like.model.doc_string,
         metadata_props=dict(like.model.metadata_props),
     )
+    declared = {value: value.shape for value in result.outputs}
+    if _reshaped(like.model.graph, result):
+        for node in result:
+            for value in node.outputs:
+                value.shape = None
     if any(value.shape is None for node in result for value in node.outputs):
         ShapeInferencePass()(model)
+    for value, shape in declared.items():
+        value.shape = shape if value.shape is None else value.shape
     return replace(like, model=model, plan=None, source=None)
 
 
@@ -191,6 +200,25 @@ def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Nodes and arrays as Julia delivers them, the arrays in ONNX's layout."""
     nodes, arrays = plain
     return nodes, {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
+
+
+def _reshaped(before: ir.Graph, after: ir.Graph) -> bool:
+    """Whether weights are new or have another shape, so that values may have another, too."""
+    return any(
+        name not in before.initializers or before.initializers[name].shape != value.shape
+        for name, value in after.initializers.items()
+    )
+
+
+def _in_precision_of(like: Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays with the floating types that they had in a graph; new ones change alike."""
+    before = like.model.graph.initializers
+    kinds: dict[np.dtype[Any], np.dtype[Any]] = {}
+    for name, array in arrays.items():
+        tensor = before[name].const_value if name in before else None
+        if tensor is not None and tensor.dtype in FLOATING and array.dtype.kind == "f":
+            kinds[array.dtype] = tensor.dtype.numpy()
+    return {name: x.astype(kinds.get(x.dtype, x.dtype), copy=False) for name, x in arrays.items()}
 
 
 def _order(before: ir.Graph, arrays: Mapping[str, np.ndarray]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Progress on standard error, where somebody is there to see it and the work takes a while."""
+"""Progress on standard error, where somebody is there to see it and the work takes a while.
+
+Somebody is at a terminal, and at a notebook.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ class Progress:
     ----------
     text : what is being done.
     total : number of steps, if known.
-    stream : where to draw; standard error unless given. Nothing is drawn if it isn't a terminal.
+    stream : where to draw; standard error unless given. Nothing is drawn if it is neither a
+        terminal nor a notebook's.
     delay : seconds before the first drawing.
 
     Examples
@@ -53,14 +57,14 @@ class Progress:
         self._delay = delay
         self._done = 0
         self._note = ""
-        self._drawn = False
+        self._width = 0  # of what is drawn
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
         self._start = time.monotonic()
         _open.append(self)
-        if self._stream is not None and self._stream.isatty():
+        if self._stream is not None and (self._stream.isatty() or _of_notebook(self._stream)):
             self._thread = threading.Thread(target=self._draw, daemon=True)
             self._thread.start()
         return self
@@ -75,7 +79,8 @@ class Progress:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            if self._drawn:
+            if self._width:
+                self._show("")
                 self._write("\r\x1b[K")
 
     def step(self, note: str = "") -> None:
@@ -93,9 +98,12 @@ class Progress:
         while not self._stop.wait(wait):
             wait = _INTERVAL
             if _open and _open[-1] is self:
-                self._drawn = True
-                width = shutil.get_terminal_size().columns - 1
-                self._write("\r\x1b[K" + self._line()[:width])
+                self._show(self._line()[: shutil.get_terminal_size().columns - 1])
+
+    def _show(self, line: str) -> None:
+        # Spaces over what was longer: a notebook knows no sequence that erases it.
+        self._write("\r" + line.ljust(self._width))
+        self._width = len(line)
 
     def _line(self) -> str:
         texts = [f"{bar._text}: {bar._note}" if bar._note else bar._text for bar in list(_open)]
@@ -116,6 +124,11 @@ class Progress:
         except (OSError, ValueError):
             # A terminal that went away must not end the work.
             self._stop.set()
+
+
+def _of_notebook(stream: TextIO) -> bool:
+    """Whether a stream goes to a notebook, which shows a line anew as a terminal does."""
+    return type(stream).__module__.startswith("ipykernel")
 
 
 def progress(

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxjl import criteria, recovery
 from onnxjl.budget import BUDGETS, Budget, Request, Scope, select
 from onnxjl.errors import BudgetError, UsageError
@@ -15,7 +18,7 @@ from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import apply
 from onnxjl.recovery import Recovery, check_request
-from onnxjl.structure.groups import Granularity, analyze, offer
+from onnxjl.structure.groups import Granularity, Group, analyze, offer
 
 
 @overload
@@ -156,3 +159,68 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         small = recovery.recover(small, method, calibration)
         return small if flux is None else to_flux(small)
     return small if flux is None else pruned(flux, plan, small)
+
+
+def keep(
+    model: Source | FluxModel,
+    units: Mapping[str, Sequence[int] | NDArray[Any]],
+    *,
+    granularity: Granularity = "channel",
+) -> Graph | FluxModel:
+    """Keep only these units of some groups, and all units of the others.
+
+    Parameters
+    ----------
+    model : as for `prune`.
+    units : group name -> numbers of the units that stay, from 0, or a bool for each unit.
+    granularity : that of the groups; see `groups`.
+
+    Returns
+    -------
+    The smaller network, of the kind that came, with `plan` and `source`.
+
+    Raises
+    ------
+    UsageError : there is no such group or unit, or a group would lose all of its units.
+    """
+    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    structure = analyze(graph, granularity=granularity)
+    if absent := [name for name in units if name not in {g.name for g in structure.groups}]:
+        raise UsageError(
+            f"no group is called '{absent[0]}' with granularity '{granularity}'; there are "
+            f"{', '.join(g.name for g in structure.groups)}"
+        )
+    kept = [
+        _mask(group, units[group.name]) if group.name in units else np.ones(group.size, dtype=bool)
+        for group in structure.groups
+    ]
+    asked = {
+        "keep": sorted(units),
+        "granularity": granularity,
+        "allow_inexact": not all(g.exact for g in structure.groups if g.name in units),
+    }
+    plan = structure.plan(kept, request=asked)
+    if not isinstance(model, FluxModel):
+        return apply(graph, plan)
+    plan = replace(plan, engine="flux")
+    return pruned(model, plan, apply(graph, plan))
+
+
+def _mask(group: Group, units: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_]:
+    """The units that stay, (units,) bool."""
+    given = np.asarray(units)
+    mask = np.zeros(group.size, dtype=bool)
+    if given.dtype == bool and given.shape == mask.shape:
+        mask = given.copy()
+    elif given.dtype.kind in "iu" and given.ndim == 1:
+        if given.size and not 0 <= given.min() <= given.max() < group.size:
+            raise UsageError(f"group '{group.name}' has {group.size} units: no such one to keep")
+        mask[given] = True
+    elif given.size:
+        raise UsageError(
+            f"group '{group.name}': what is kept is {given.dtype} of shape {given.shape}, not "
+            f"numbers of units, or {group.size} booleans"
+        )
+    if not mask.any():
+        raise UsageError(f"group '{group.name}' would lose all of its units")
+    return mask

@@ -98,7 +98,7 @@ def save(
     """
     expected = None
     if isinstance(graph, FluxModel):
-        expected = graph.run
+        expected = graph.as_written().run
         graph = graph.to_graph()
     elif not isinstance(graph, Graph):
         graph = load(graph)

@@ -32,6 +32,17 @@ def test_steps_are_drawn_and_wiped():
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
+def test_a_notebook_gets_spaces_over_what_was_longer():
+    # Notebooks' streams are no terminals, and know no sequence that erases a line.
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    with Progress("pruning", stream=stream, delay=0.0) as bar:
+        bar.step("a long note")
+        wait_for(stream, "pruning: a long note (0 s)")
+        bar.step("cut")
+        wait_for(stream, "1 pruning: cut (0 s)      \r")
+    assert stream.getvalue().endswith("\r" + " " * len("1 pruning: cut (0 s)") + "\r\x1b[K")
+
+
 def test_only_the_innermost_is_drawn_after_the_text_of_the_outer():
     stream = Terminal()
     with Progress("pruning", stream=stream, delay=0.0):

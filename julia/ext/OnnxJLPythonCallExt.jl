@@ -1,6 +1,7 @@
 module OnnxJLPythonCallExt
 
-using OnnxJL: OnnxJL, Edits, FluxGraph, Network, Node, Pass, UnsupportedOperator, mover, oncpu
+using OnnxJL: OnnxJL, Edits, FluxGraph, Group, Member, Network, Node, Pass, PythonError,
+    UnsupportedOperator, mover, oncpu
 using PythonCall
 
 # An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
@@ -21,12 +22,12 @@ numpyarray(x::AbstractArray) = Py(convert(Array, x)).to_numpy()
 
 texts(x) = pyconvert(Vector{String}, x)
 
-function OnnxJL.receive(nodes, tensors, inputs, outputs, opsets, trainable)
+function OnnxJL.receive(nodes, tensors, inputs, outputs, opsets, trainable, graph)
     network = Network(
         Node[Node(node) for node in Py(nodes)], arrays(Py(tensors)), texts(inputs), texts(outputs),
         pyconvert(Dict{String,Int}, opsets), Set(texts(trainable)),
     )
-    return FluxGraph(network; own=true)
+    return FluxGraph(network; own=true, origin=Origin(Py(graph)))
 end
 
 "Arrays of their own, by name."
@@ -142,7 +143,7 @@ function OnnxJL.movedby(graph, direction, step)
     return OnnxJL.moved(graph, arrays, step)
 end
 
-function OnnxJL.score(criterion, name, tensors, members)
+function OnnxJL.score(criterion, group, tensors, members)
     arrays = Dict(
         pyconvert(String, tensor) => (weight=ownarray(weight), gradient=optionalarray(gradient))
         for (tensor, (weight, gradient)) in Py(tensors).items()
@@ -151,9 +152,9 @@ function OnnxJL.score(criterion, name, tensors, members)
         tensor, axis, indices = member
         key = pyconvert(String, tensor)
         dim = OnnxJL.Operators.dimension(pyconvert(Int, axis), arrays[key].weight)
-        OnnxJL.Member(key, dim, arrays[key]..., permutedims(ownarray(indices) .+ 1))
+        Member(key, dim, arrays[key]..., permutedims(ownarray(indices) .+ 1))
     end
-    return numpyarray(criterion(OnnxJL.Group(name, parts)))
+    return numpyarray(criterion(described(Py(group), parts)))
 end
 
 optionalarray(x) = pyis(x, pybuiltins.None) ? nothing : ownarray(x)
@@ -176,5 +177,179 @@ function OnnxJL.edits(plan)
     removed = texts(pylist(plan.removed_nodes))
     return Edits(; kept, attributes, constants, removed_nodes=removed)
 end
+
+# What a Julia session asks of Python.
+
+"The graph, as Python has it, that a network was made from."
+struct Origin
+    graph::Py
+end
+
+# Python counts who refers to its objects, and nothing changes this one.
+Base.deepcopy_internal(origin::Origin, ::IdDict) = origin
+
+"A module of the Python package onnxjl."
+function python(name="")
+    try
+        return pyimport(isempty(name) ? "onnxjl" : "onnxjl.$name")
+    catch e
+        e isa PyException && pyisinstance(e, pybuiltins.ImportError) || rethrow()
+        throw(PythonError("JuliaError", string(
+            pystr(e.v), ", in ", pyimport("sys").executable, ": let JULIA_PYTHONCALL_EXE name the ",
+            "Python that has onnxjl, and JULIA_CONDAPKG_BACKEND be Null, before Julia starts",
+        )))
+    end
+end
+
+"The result of `f`, with errors of onnxjl's as Julia's."
+function translated(f)
+    try
+        return f()
+    catch e
+        e isa PyException || rethrow()
+        errors = python("errors")
+        pyisinstance(e, errors.OnnxjlError) || rethrow()
+        text = string(pystr(e.v))
+        pyisinstance(e, errors.UnsupportedOperator) && throw(UnsupportedOperator(text))
+        throw(PythonError(string(pytype(e.v).__name__), text))
+    end
+end
+
+"A network as Python has it."
+function model(graph::FluxGraph)
+    origin = graph.program.origin
+    origin isa Origin || throw(ArgumentError(
+        "this network was made in Julia, and has no ONNX graph that says what its inputs are: " *
+        "it must come from OnnxJL.load, or from Python's onnxjl.to_flux"
+    ))
+    return python("flux").FluxModel(origin.graph, graph)
+end
+
+"A network of Python's as Julia has it."
+network(model::Py) = pyconvert(FluxGraph, model.julia)
+
+function OnnxJL.load(path; options...)
+    translated() do
+        network(python("flux").to_flux(given(path); givenoptions(options)...))
+    end
+end
+
+function OnnxJL.save(graph::FluxGraph, path; options...)
+    translated() do
+        string(model(graph).save(given(path); givenoptions(options)...).check.text)
+    end
+end
+
+function OnnxJL.plan(graph::FluxGraph)
+    plan = model(graph).plan
+    return pyis(plan, pybuiltins.None) ? nothing : pyconvert(String, plan.to_json())
+end
+
+function OnnxJL.groups(graph::FluxGraph; gradient=nothing, options...)
+    translated() do
+        found = python().groups(model(graph).to_graph(); givenoptions(options)...)
+        tensors = OnnxJL.network(oncpu(graph)).tensors
+        gradients = OnnxJL.gradients(graph, gradient)
+        return Group[
+            described(group, map(member -> Member(member, tensors, gradients), group.members))
+            for group in found
+        ]
+    end
+end
+
+function OnnxJL.Member(member::Py, tensors, gradients)
+    name = pyconvert(String, member.tensor)
+    dim = OnnxJL.Operators.dimension(pyconvert(Int, member.axis), tensors[name])
+    indices = pyconvert(Matrix{Int}, member.indices) .+ 1
+    return Member(name, dim, tensors[name], get(gradients, name, nothing), indices)
+end
+
+"A group of Python's, with members of Julia's."
+function described(group::Py, members)
+    name, layers = pyconvert(String, group.name), texts(pylist(group.layers))
+    return Group(
+        name,
+        isempty(layers) ? name : first(layers),
+        layers,
+        pyconvert(String, group.kind),
+        pyconvert(Bool, group.exact),
+        pyconvert(Float64, group.macs),
+        pyconvert(Float64, group.params),
+        members,
+    )
+end
+
+OnnxJL.prune(graph::FluxGraph, edits::Edits, small::Py) =
+    OnnxJL.prune(graph, edits; origin=Origin(small))
+
+function OnnxJL.prune(graph::FluxGraph, plan::Union{AbstractString,Py})
+    translated(() -> network(python("flux").pruned(model(graph), readplan(plan))))
+end
+
+readplan(plan::Py) = plan
+readplan(plan::AbstractString) =
+    startswith(lstrip(plan), '{') ? python().Plan.from_json(plan) : python().Plan.load(plan)
+
+OnnxJL.prune(graph::FluxGraph, one::Pair, others::Pair...; options...) =
+    OnnxJL.prune(graph, Pair[one, others...]; options...)
+
+function OnnxJL.prune(
+    graph::FluxGraph, kept::Union{AbstractVector{<:Pair},AbstractDict}; granularity=nothing
+)
+    kinds = unique(g.kind for (g, _) in kept if g isa Group && g.kind != "channel")
+    length(kinds) > 1 && throw(ArgumentError(
+        "units of the kinds $(join(kinds, " and ")) can't go at once: prune one after the other"
+    ))
+    level = something(granularity, get(kinds, 1, "channel"))
+    numbers = pydict(groupname(group) => fromzero(keep) for (group, keep) in kept)
+    translated() do
+        network(python("prune").keep(model(graph), numbers; granularity=given(level)))
+    end
+end
+
+groupname(group::Group) = group.name
+groupname(name::AbstractString) = name
+
+"Numbers of units as Python has them, from 0."
+fromzero(keep::AbstractVector{Bool}) = given(keep)
+fromzero(keep) = given(Int[unit - 1 for unit in keep])
+
+function OnnxJL.prune(graph::FluxGraph; request...)
+    translated() do
+        network(python("prune").prune(model(graph); givenoptions(request)...))
+    end
+end
+
+# What was pruned by edits that Julia made itself.
+function OnnxJL.pruned(::Origin, graph, edits::Edits)
+    kept = pydict(
+        name => pydict(axis => given(indices) for (axis, indices) in axes)
+        for (name, axes) in edits.kept
+    )
+    attributes = pydict(
+        node => pydict(string(k) => plain(x) for (k, x) in values)
+        for (node, values) in edits.attributes
+    )
+    constants = pydict(name => given(x) for (name, x) in edits.constants)
+    translated() do
+        whole = model(graph).to_graph()
+        plan = python().Plan(;
+            kept, attributes, constants, removed_nodes=pytuple(edits.removed_nodes),
+            source_graph=whole, engine="flux",
+        )
+        Origin(python().apply(whole, plan))
+    end
+end
+
+givenoptions(options) = (name => given(x) for (name, x) in options)
+
+"What Julia's user gives, as Python wants it; arrays in ONNX's order of dimensions."
+given(x) = Base.isiterable(typeof(x)) ? Py(Iterators.map(given, x)) : Py(x)
+given(x::Union{Py,Number,AbstractString,Function,Nothing}) = Py(x)
+given(x::Symbol) = Py(string(x))
+given(x::AbstractArray{<:Number}) = numpyarray(x).T
+given(x::AbstractVector) = pylist(map(given, x))
+given(x::Tuple) = pytuple(map(given, x))
+given(x::Union{AbstractDict,NamedTuple}) = pydict(string(k) => given(v) for (k, v) in pairs(x))
 
 end

@@ -3,12 +3,12 @@
 
 ONNX networks as Flux layers, for pruning experiments.
 
-[`FluxGraph`](@ref) is the network; [`load`](@ref) reads one (through PythonCall), [`prune`](@ref)
-makes it smaller and [`save`](@ref) writes it.
+[`FluxGraph`](@ref) is the network; [`load`](@ref) reads one (through PythonCall), [`groups`](@ref)
+says what of it can go, [`prune`](@ref) makes it smaller and [`save`](@ref) writes it.
 """
 module OnnxJL
 
-export FluxGraph, Network, Node, UnsupportedOperator, network, prune, gradients
+export FluxGraph, Network, Node, UnsupportedOperator, network, groups, prune, gradients
 
 include("network.jl")
 include("operators.jl")

@@ -54,5 +54,13 @@ function firstarray(x)
     return nothing
 end
 
+const PRECISIONS = Dict(16 => Flux.f16, 32 => Flux.f32, 64 => Flux.f64)
+
+"The network with floating arrays of so many bits an element."
+function inprecision(graph, bits)
+    x = firstarray(graph)
+    return x === nothing || 8 * sizeof(eltype(x)) == bits ? graph : PRECISIONS[bits](graph)
+end
+
 "The network in ordinary memory."
 oncpu(graph) = mover(graph) === identity ? graph : cpu_device()(graph)

@@ -31,6 +31,10 @@ end
 Flux.Optimisers.trainable(graph::FluxGraph) =
     (layers=graph.layers, parameters=graph.parameters)
 
+# Optimisers would copy the vector of layers, and change those in it.
+Flux.Optimisers.update(state, graph::FluxGraph, gradient, more...) =
+    Flux.Optimisers.update!(deepcopy(state), deepcopy(graph), gradient, more...)
+
 function Flux.testmode!(graph::FluxGraph, mode=true)
     foreach(layer -> Flux.testmode!(layer, mode), graph.layers)
     return graph

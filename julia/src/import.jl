@@ -1,11 +1,12 @@
 # From a network as data to layers.
 
 """
-    FluxGraph(network; own=false)
+    FluxGraph(network; own=false, origin=nothing)
 
 Build the layers of a network. With `own`, its arrays may become the layers' own, and change.
+`origin` is kept for who writes the network to a file.
 """
-function FluxGraph(network::Network; own=false)
+function FluxGraph(network::Network; own=false, origin=nothing)
     source = Source(network, usecounts(network), Dict{String,AbstractArray}(), own)
     builds = built(network, source)
     layers = Any[build.layer for build in builds]
@@ -23,6 +24,7 @@ function FluxGraph(network::Network; own=false)
         network.opsets,
         Dict(first(filter(!isempty, node.outputs)) => i for (i, node) in enumerate(network.nodes)),
         stepindex(steps),
+        origin,
     )
     parameters = Any[held(source, slots.values[slot]) for slot in slots.parameters]
     constants = Any[network.tensors[slots.values[slot]] for slot in slots.constants]

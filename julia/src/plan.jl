@@ -16,9 +16,20 @@ end
     prune(graph::FluxGraph, edits::Edits) -> FluxGraph
 
 The smaller network that a plan makes; `graph` stays as it is.
+
+With PythonCall, and the Python package onnxjl, the edits can be found:
+
+    prune(graph, plan)
+    prune(graph, group => keep, ...; granularity="channel")
+    prune(graph; macs=0.5, criterion="l2", options...)
+
+A `plan` is JSON text, as [`plan`](@ref) gives it, the path of a file of it, or a plan of Python's.
+`keep` are numbers of units from 1, or a `Bool` for each, of one of the [`groups`](@ref), or of the
+group of that name. The options of the last are those of Python's `onnxjl.prune`, but that arrays
+have Julia's order of dimensions; a `criterion` may be a function of a [`Group`](@ref).
 """
-function prune(graph::FluxGraph, edits::Edits)
-    small = FluxGraph(prune(network(graph), edits); own=true)
+function prune(graph::FluxGraph, edits::Edits; origin=pruned(graph.program.origin, graph, edits))
+    small = FluxGraph(prune(network(graph), edits); own=true, origin)
     for (layer, original) in paired(small, graph)
         copymode!(layer, original)
     end
@@ -60,6 +71,9 @@ function prune(network::Network, edits::Edits)
         nodes, tensors, network.inputs, network.outputs, network.opsets, network.trainable
     )
 end
+
+"What a pruned network was made from, where the whole one was made from `origin`."
+pruned(origin::Nothing, graph, edits) = nothing
 
 "Layers of the same name in two graphs."
 paired(a::FluxGraph, b::FluxGraph) =

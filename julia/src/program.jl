@@ -33,6 +33,8 @@ The structure of a [`FluxGraph`](@ref): everything but its arrays. Values live i
 - `tensors`: tensors that only nodes within a layer use, as the bounds of a `Clip`.
 - `order`: the place of each node of the source, by the name of its first output.
 - `index`: the number of the step of each name.
+- `origin`: what the network was made from, for who writes it to a file; `nothing` if it was made in
+  Julia.
 """
 struct Program
     steps::Vector{Step}
@@ -46,6 +48,7 @@ struct Program
     opsets::Dict{String,Int}
     order::Dict{String,Int}
     index::Dict{String,Int}
+    origin::Any
 end
 
 """

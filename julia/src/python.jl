@@ -1,31 +1,67 @@
 # What needs Python, through PythonCall: methods are in the extension OnnxJLPythonCallExt.
 
 """
-    load(path) -> FluxGraph
+    load(path; device="cpu", options...) -> FluxGraph
 
-Read an ONNX file. Needs PythonCall, and the Python package onnxjl.
+Read an ONNX file. The options are those of Python's `onnxjl.load`. Needs PythonCall, and the Python
+package onnxjl.
 """
 function load end
 
 """
-    save(graph, path)
+    save(graph, path; force=false, check=true, inputs=nothing, external=nothing) -> outcome
 
-Write a network to an ONNX file, checked. Needs PythonCall, and the Python package onnxjl.
+Write a network that came from ONNX to a file: its weights are what the layers say now, in the
+element types of the network that was loaded. Before it takes its name, it's compared with the
+outputs of `graph`; the outcome is a sentence that says what was found. The options are those of
+Python's `onnxjl.save`; `inputs` are arrays by name, in Julia's order of dimensions. Needs
+PythonCall, and the Python package onnxjl.
 """
 function save end
 
 """
-    groups(graph)
+    groups(graph; granularity="channel", allow_inexact=false, ignore=[], gradient=nothing)
 
-What can be pruned together. Needs PythonCall, and the Python package onnxjl.
+What can be pruned together, as a vector of [`Group`](@ref). `gradient` is that of the graph, as
+`Flux.gradient` gives it, for the members of the groups. The other options are those of Python's
+`onnxjl.groups`. Needs PythonCall, and the Python package onnxjl.
+
+    scores = [vec(sum(abs, m[g.layer].weight; dims=(1, 2, 3))) for g in groups(m)]
 """
 function groups end
 
 """
-    receive(nodes, tensors, inputs, outputs, opsets, trainable) -> FluxGraph
+    plan(graph) -> String
 
-Build a network of what Python hands over: nodes as tuples of plain values, and an iterator of the
-tensors' names and arrays.
+The plan that led to a pruned network, as JSON; `nothing` where it wasn't pruned. Needs PythonCall,
+and the Python package onnxjl.
+"""
+function plan end
+
+"""
+    PythonError(kind, text)
+
+An error of the Python package onnxjl, of the class `kind`.
+"""
+struct PythonError <: Exception
+    kind::String
+    text::String
+end
+
+Base.showerror(io::IO, e::PythonError) = print(io, "onnxjl.", e.kind, ": ", e.text)
+
+function __init__()
+    Base.Experimental.register_error_hint(MethodError) do io, e, _, _
+        e.f in (load, save, groups, plan) && isempty(methods(e.f)) &&
+            print(io, "\nIt needs PythonCall: `using PythonCall`.")
+    end
+end
+
+"""
+    receive(nodes, tensors, inputs, outputs, opsets, trainable, graph) -> FluxGraph
+
+Build a network of what Python hands over: nodes as tuples of plain values, an iterator of the
+tensors' names and arrays, and the graph that they are of.
 """
 function receive end
 
@@ -124,20 +160,51 @@ end
 slice(member::Member, unit, x=member.weight) = selectdim(x, member.dim, member.indices[unit, :])
 
 """
-    Group(name, members)
+    Group
 
-What a criterion written in Julia gets: `criterion(group) -> scores`, a number for each unit, larger
-is more important. `length(group)` is the number of units, `slice(member, unit)` a unit's part.
+Units that can go one by one, each from every member at once: what [`groups`](@ref) finds, and what
+a criterion written in Julia gets, `criterion(group) -> scores`, a number for each unit, larger is
+more important. `length(group)` is the number of units, `slice(member, unit)` a unit's part.
+
+- `name`; `layer`: the layer that makes the units, as in `graph[group.layer]`; `layers`: all layers
+  whose outputs shrink.
+- `kind`: `"channel"`, `"head"` or `"head-dim"`.
+- `exact`: whether the pruned network equals the one in which the units are masked.
+- `macs`, `parameters`: what the removal of one unit saves.
+- `members`: a vector of [`Member`](@ref).
 """
 struct Group
     name::String
+    layer::String
+    layers::Vector{String}
+    kind::String
+    exact::Bool
+    macs::Float64
+    parameters::Float64
     members::Vector{Member}
 end
 
 Base.length(group::Group) = size(first(group.members).indices, 1)
 
+Base.show(io::IO, group::Group) = print(
+    io, "Group(", repr(group.name), ", ", length(group), " × ", group.kind,
+    group.exact ? "" : ", inexact", ")",
+)
+
+function Base.show(io::IO, ::MIME"text/plain", group::Group)
+    get(io, :compact, false) && return show(io, group)
+    print(io, group, ": ", underscored(round(Int, group.macs)), " multiply–accumulates and ")
+    print(io, underscored(round(Int, group.parameters)), " parameters each")
+    for member in group.members
+        print(io, "\n  ", member)
+    end
+end
+
+Base.show(io::IO, member::Member) =
+    print(io, member.tensor, ": ", summary(member.weight), ", dimension ", member.dim)
+
 """
-    score(criterion, name, tensors, members)
+    score(criterion, group, tensors, members)
 
 The scores that a function `criterion(group)` gives a group that Python describes.
 """

@@ -1,5 +1,3 @@
-numbers(size...) = reshape(sin.(1.0:prod(size)), size)
-
 """The einsum of `xs`, whose letters are in ONNX's order, one product at a time."""
 function einsumbyloops(equation, xs...)
     sides = split(replace(equation, " " => ""), "->")
