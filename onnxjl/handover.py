@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxjl.errors import UnsupportedOperator
+from onnxjl.errors import UnsupportedOperator, UsageError
 from onnxjl.graph import FLOATING, Graph, node_name
 from onnxjl.inputs import graph_inputs
 
@@ -104,6 +104,58 @@ def _trainable(graph: ir.Graph) -> list[str]:
         and value.const_value.dtype in FLOATING
         and value.const_value.size > 1
     ]
+
+
+def declared(name: str, shape: Any) -> list[int | str | None]:
+    """Return an input's shape as a list; an axis 0 of any size is called ``batch``.
+
+    Raises
+    ------
+    UsageError : it isn't a sequence of positive sizes, names and `None`.
+    """
+    sizes = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
+    if not sizes or not all(
+        n is None or (isinstance(n, int) and n > 0) or (isinstance(n, str) and n) for n in sizes
+    ):
+        raise UsageError(
+            f"input '{name}' can't have the shape {shape!r}: give a size for each axis, batch "
+            "first, and None or a name where any size will do"
+        )
+    return ["batch" if n is None and axis == 0 else n for axis, n in enumerate(sizes)]
+
+
+def to_model(
+    delivered: Sequence[Any], inputs: Sequence[tuple[str, Sequence[int | str | None]]]
+) -> ir.Model:
+    """Return the model that a network written in Julia makes.
+
+    Parameters
+    ----------
+    delivered : nodes and tensors as `to_graph` takes them, the element types of the inputs, the
+        names of the outputs, and the versions of the operator sets.
+    inputs : name and shape of each input.
+    """
+    network, types, outputs, opsets = delivered
+    plain, arrays = _delivered(network)
+    empty = ir.Graph(
+        [
+            ir.Value(
+                name=name,
+                type=ir.TensorType(ir.DataType.from_numpy(np.dtype(str(dtype)))),
+                shape=ir.Shape(shape),
+            )
+            for (name, shape), dtype in zip(inputs, types, strict=True)
+        ],
+        [ir.Value(name=str(name)) for name in outputs],
+        nodes=[],
+        opset_imports={str(domain): int(version) for domain, version in opsets.items()},
+        name="network",
+    )
+    used = dict.fromkeys(name for node in plain for name in map(str, node[3]) if name in arrays)
+    graph = _graph(empty, plain, {name: arrays[name] for name in used}, {})
+    model = ir.Model(graph, ir_version=10, producer_name="onnxjl")
+    ShapeInferencePass()(model)
+    return model
 
 
 def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:

@@ -22,10 +22,10 @@ What can be pruned together. Needs PythonCall, and the Python package onnxjl.
 function groups end
 
 """
-    receive(nodes, tensors, inputs, outputs, opsets, trainable) -> FluxGraph
+    receive(nodes, tensors, inputs, outputs, opsets, trainable, written=nothing) -> FluxGraph
 
 Build a network of what Python hands over: nodes as tuples of plain values, and an iterator of the
-tensors' names and arrays.
+tensors' names and arrays. Those that are as they were `written` are the layers' of that model.
 """
 function receive end
 
@@ -35,6 +35,13 @@ function receive end
 A network as plain values for Python: what [`network`](@ref) says.
 """
 function deliver end
+
+"""
+    write(model, inputs, output) -> Written
+
+A model of Flux layers as a network, for inputs as pairs of a name and a shape in ONNX's order.
+"""
+function write end
 
 """
     run(graph, inputs) -> outputs
