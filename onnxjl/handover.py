@@ -132,10 +132,10 @@ def to_model(
     Parameters
     ----------
     delivered : nodes and tensors as `to_graph` takes them, the element types of the inputs, the
-        names of the outputs, and the versions of the operator sets.
+        names of the outputs, the versions of the operator sets, and shapes by value.
     inputs : name and shape of each input.
     """
-    network, types, outputs, opsets = delivered
+    network, types, outputs, opsets, shapes = delivered
     plain, arrays = _delivered(network)
     empty = ir.Graph(
         [
@@ -155,6 +155,12 @@ def to_model(
     graph = _graph(empty, plain, {name: arrays[name] for name in used}, {})
     model = ir.Model(graph, ir_version=10, producer_name="onnxjl")
     ShapeInferencePass()(model)
+    unknown = [v for node in graph for v in node.outputs if v.shape is None and v.name in shapes]
+    if unknown:  # ONNX doesn't infer what GroupNormalization gives, nor what comes after it.
+        for value in unknown:
+            value.shape = ir.Shape(shapes[value.name])
+            value.type = graph.inputs[0].type
+        ShapeInferencePass()(model)
     return model
 
 
@@ -168,7 +174,11 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     delivered : nodes as `nodes` gives them, with only those attributes that differ from `like`'s,
         and a dict of initializer name -> array with its axes reversed.
     """
-    result = _graph(like.model.graph, *_delivered(delivered), {})
+    before = like.model.graph
+    result = _graph(before, *_delivered(delivered), {})
+    if _resized(before, result):
+        for value in (value for node in result for value in node.outputs):
+            value.shape = None
     model = ir.Model(
         result,
         ir_version=like.model.ir_version,
@@ -182,6 +192,24 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     if any(value.shape is None for node in result for value in node.outputs):
         ShapeInferencePass()(model)
     return replace(like, model=model, plan=None, source=None)
+
+
+def _resized(before: ir.Graph, after: ir.Graph) -> bool:
+    """Whether weights changed their shapes, or windows theirs: then values did."""
+    shapes = {name: value.shape for name, value in before.initializers.items()}
+    if any(shapes.get(name) != value.shape for name, value in after.initializers.items()):
+        return True
+    windows = {node.outputs[0].name: _window(node) for node in before}
+    return any(windows.get(node.outputs[0].name) != _window(node) for node in after)
+
+
+def _window(node: ir.Node) -> list[Any]:
+    """What a node says of the windows that it slides, which the size of its output depends on."""
+    return [node.op_type] + [
+        node.attributes[key].value
+        for key in ("kernel_shape", "strides", "pads", "dilations", "output_padding")
+        if key in node.attributes
+    ]
 
 
 def _graph(

@@ -41,6 +41,9 @@ end
 OnnxJL.deliver(written::OnnxJL.Written) = pytuple((
     delivered(written.network), pylist(map(lowercase ∘ string, written.types)),
     pylist(written.network.outputs), pydict(written.network.opsets),
+    pydict(
+        name => pylist(reverse(size)) for (name, size) in written.sizes if size !== nothing
+    ),
 ))
 
 "Arrays of their own, by name."

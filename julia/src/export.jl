@@ -109,8 +109,10 @@ function withinput(node::Node, i, name)
     )
 end
 
+"The node with other outputs. It is another one then, so all its attributes are told."
 withoutputs(node::Node, outputs) = Node(
-    node.name, node.operator, node.domain, node.inputs, outputs, node.attributes, node.edited
+    node.name, node.operator, node.domain, node.inputs, outputs, node.attributes,
+    outputs == node.outputs ? node.edited : Set(keys(node.attributes)),
 )
 
 "The nodes of a layer whose activation function was changed."

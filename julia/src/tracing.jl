@@ -17,6 +17,7 @@ struct Writer
     path::Vector{String}
     owners::Vector{Any}  # the layers around
     types::Dict{String,DataType}  # of inputs
+    sizes::Dict{String,Any}  # of what nodes give
     opset::Base.RefValue{Int}
     fixed::Bool  # whether the version must stay
     number::DataType
@@ -24,8 +25,8 @@ end
 
 Writer(; number=Float32, path=String[], taken=String[], opset=nothing) = Writer(
     Node[], Dict{String,AbstractArray}(), Dict{String,Tuple{Form,AbstractArray}}(),
-    IdDict{Any,String}(), Set{String}(taken), path, Any[], Dict{String,DataType}(), 
-    Ref(something(opset, OPSET)), opset !== nothing, number,
+    IdDict{Any,String}(), Set{String}(taken), path, Any[], Dict{String,DataType}(),
+    Dict{String,Any}(), Ref(something(opset, OPSET)), opset !== nothing, number,
 )
 
 "The version of ONNX's operators that is written, unless a layer needs a later one."
@@ -49,11 +50,17 @@ struct Traced
     size::Union{Nothing,Tuple}
 end
 
-"A network that was written, the arrays of layers that its tensors are, and its inputs' types."
+"""
+    Written
+
+A network that was written, the arrays of layers that its tensors are, its inputs' types, and the
+sizes of its values.
+"""
 struct Written
     network::Network
     shared::Dict{String,Tuple{Form,AbstractArray}}
     types::Vector{DataType}
+    sizes::Dict{String,Any}
 end
 
 """
@@ -103,7 +110,7 @@ function written(model, inputs::Pair{<:AbstractString}...; output="output")
         writer.nodes, writer.tensors, names, ends, Dict("" => writer.opset[])
     )
     types = DataType[get(writer.types, name, writer.number) for name in names]
-    return Written(network, writer.shared, types)
+    return Written(network, writer.shared, types, writer.sizes)
 end
 
 "The type of a model's numbers."
@@ -114,6 +121,7 @@ end
 
 "Give a value the name of an output."
 function finish!(writer::Writer, x::Traced, name)
+    writer.sizes[name] = x.size
     made = Node(name, "Identity", "", [x.name], [name])
     i = findfirst(node -> node.outputs == [x.name], writer.nodes)
     if i === nothing || any(node -> x.name in node.inputs, writer.nodes)
@@ -154,10 +162,10 @@ function trace(layer, xs::Traced...)
 end
 
 reason(cause) = first(split(sprint(showerror, cause), '\n'))
-reason(cause::MethodError) = string(
-    "it calls ", cause.f isa Function ? nameof(cause.f) : typeof(cause.f),
-    ", which has no ONNX form here"
-)
+function reason(cause::MethodError)
+    f = cause.f === Core.kwcall ? cause.args[2] : cause.f
+    return string("it calls ", f isa Function ? nameof(f) : typeof(f), ", which has no ONNX form here")
+end
 
 "The layer around."
 owner(writer::Writer) = isempty(writer.owners) ? nothing : last(writer.owners)
@@ -172,7 +180,7 @@ function functionname(f::Function)
     name = string(nameof(f))
     startswith(name, '#') || return name
     method = first(methods(f))
-    return string("a function without a name, ", basename(string(method.file)), ":", method.line)
+    return string("an anonymous function, ", basename(string(method.file)), ":", method.line)
 end
 
 """
@@ -191,6 +199,7 @@ function node(operator, inputs, size, attributes::Pair{Symbol}...; name=nothing)
     y = nodename!(writer, operator, name)
     said = Dict{Symbol,Any}(attributes)
     push!(writer.nodes, Node(y, operator, "", names, [y], said, Set(keys(said))))
+    writer.sizes[y] = size
     return Traced(writer, y, size)
 end
 
@@ -294,6 +303,16 @@ function Base.size(x::Traced, d::Integer)
     )))
     return n
 end
+
+"Check that an input has `n` features or channels, in dimension `d`, where that is known."
+function expect(layer, x::Traced, d, n)
+    d <= ndims(x) && something(x.size[d], n) == n || throw(DimensionMismatch(string(
+        here(x.writer, layer), ": it wants ", n, " in dimension ", d, " of its input, and gets ",
+        described(x.size)
+    )))
+end
+
+described(size::Tuple) = string("the size (", join(map(n -> something(n, "any"), size), ", "), ")")
 
 include("tracing/elementwise.jl")
 include("tracing/containers.jl")

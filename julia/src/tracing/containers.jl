@@ -35,6 +35,20 @@ function trace(parallel::Parallel, xs::Traced...)
     )
 end
 
+function trace(fusion::PairwiseFusion, xs::Traced...)
+    layers = collect(pairs(fusion.layers))
+    length(xs) in (1, length(layers)) || throw(UnsupportedOperator(string(
+        here(first(xs).writer, fusion), ": it has ", length(layers), " layers for ", length(xs),
+        " inputs"
+    )))
+    y, ys = first(xs), Traced[]
+    for (i, (name, layer)) in enumerate(layers)
+        i == 1 || (y = connected(fusion.connection, last(ys), xs[min(i, end)]))
+        push!(ys, inside(name, layer, y))
+    end
+    return Tuple(ys)
+end
+
 function trace(maxout::Maxout, x::Traced)
     ys = [inside(name, layer, x) for (name, layer) in pairs(maxout.layers)]
     return foldl((a, b) -> max.(a, b), ys)

@@ -78,8 +78,8 @@ Write down `f.(xs...)`.
 function elementwise(f, x::Traced)
     rule = elementwiserule(f)
     rule === nothing && throw(UnsupportedOperator(string(
-        here(x.writer, owner(x.writer)), ": ONNX has no operator for the function ",
-        f isa Function ? functionname(f) : f, " of single numbers"
+        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", f isa Function ? functionname(f) : f,
+        "; use a function of NNlib's"
     )))
     return rule(x)
 end
@@ -92,8 +92,8 @@ function elementwise(f, xs...)
     x = first(x for x in xs if x isa Traced)
     operator = get(BINARY, f, nothing)
     operator === nothing && throw(UnsupportedOperator(string(
-        here(x.writer, owner(x.writer)), ": ONNX has no operator for the function ",
-        f isa Function ? functionname(f) : f, " of several numbers"
+        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", f isa Function ? functionname(f) : f,
+        " of several numbers"
     )))
     return foldl(xs) do a, b
         node(operator, (a, b), broadcastsize(sizeof_operand(a), sizeof_operand(b)))

@@ -42,6 +42,7 @@ slid(n, k, stride, pad, dilation=1) =
 
 function outputsize(layer::Union{Conv,CrossCor}, x::Traced)
     N = checkrank(layer, x, ndims(layer.weight))
+    expect(layer, x, N + 1, size(layer.weight, N + 1) * (layer isa Conv ? layer.groups : 1))
     k = size(layer.weight)
     spatial = map(slid, x.size[1:N], k[1:N], layer.stride, padding(layer.pad, N), layer.dilation)
     return (spatial..., last(k), x.size[end])
@@ -49,6 +50,7 @@ end
 
 function outputsize(layer::ConvTranspose, x::Traced)
     N = checkrank(layer, x, ndims(layer.weight))
+    expect(layer, x, N + 1, size(layer.weight, N + 2))
     k, pad = size(layer.weight), padding(layer.pad, N)
     spatial = ntuple(N) do d
         n = x.size[d]
@@ -61,13 +63,14 @@ end
 "The number of spatial dimensions of an input, which must have `n` dimensions, if that is known."
 function checkrank(layer, x::Traced, n)
     x.size === nothing && size(x)
-    length(x.size) == n || throw(UnsupportedOperator(string(
-        here(x.writer, layer), ": it wants ", n, " dimensions, and gets ", length(x.size)
+    length(x.size) == n || throw(DimensionMismatch(string(
+        here(x.writer, layer), ": it wants ", n, " dimensions, and gets ", described(x.size)
     )))
     return n - 2
 end
 
 function trace(layer::Dense, x::Traced)
+    expect(layer, x, 1, size(layer.weight, 2))
     dims = (size(layer.weight, 1), size(x)[2:end]...)
     weight, bias = tensor(x, "weight", layer.weight), tensor(x, "bias", layer.bias)
     if ndims(x) == 2
@@ -113,6 +116,7 @@ ones_like(layer, name, x) = tensor(x, name, fill(x.writer.number(1), layer.chs))
 zeros_like(layer, name, x) = tensor(x, name, fill(x.writer.number(0), layer.chs))
 
 function trace(layer::Union{BatchNorm,InstanceNorm,GroupNorm}, x::Traced)
+    expect(layer, x, ndims(x) - 1, layer.chs)
     tracked = layer isa BatchNorm || layer.track_stats
     tracked && !layer.track_stats && throw(UnsupportedOperator(string(
         here(x.writer, layer), ": it keeps no statistics (track_stats=false), and ONNX's wants some"
@@ -133,6 +137,7 @@ function trace(layer::Union{BatchNorm,InstanceNorm,GroupNorm}, x::Traced)
 end
 
 function trace(layer::LayerNorm, x::Traced)
+    foreach((d, n) -> expect(layer, x, d, n), eachindex(layer.size), layer.size)
     T = x.writer.number
     scale, bias = layer.affine ? (layer.diag.scale, layer.diag.bias) :
         (ones(T, layer.size), zeros(T, layer.size))

@@ -49,6 +49,7 @@ function trace(layer::Recurrent, x::Traced)
     first(typeof(layer).parameters) === false || throw(UnsupportedOperator(string(
         here(x.writer, layer), ": it returns its state too (return_state=true)"
     )))
+    expect(layer, x, 1, size(cell.Wi, 2))
     hidden = size(cell.Wh, 2)
     weight = tensor(x.writer, "Wi", directed(reordered(cell, cell.Wi)))
     recurrence = tensor(x.writer, "Wh", directed(reordered(cell, cell.Wh)))
