@@ -1,5 +1,7 @@
 # From a FluxGraph to plain Flux: where its shape is series-parallel.
 
+using Flux: Chain, Parallel, SkipConnection
+
 """
     Applied(layer, arguments, output)
 

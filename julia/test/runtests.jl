@@ -11,4 +11,5 @@ include("gradients.jl")
     end
     @testset "training.jl" include("training.jl")
     @testset "control.jl" include("control.jl")
+    @testset "chain.jl" include("chain.jl")
 end

@@ -1,6 +1,6 @@
 # Layers that hold layers, and functions that join or reshape values.
 
-using Flux: Bilinear, Chain, Maxout, PairwiseFusion, Parallel, SkipConnection
+using Flux: Bilinear, Maxout, PairwiseFusion
 
 trace(chain::Chain, x::Traced) =
     foldl((y, (name, layer)) -> passon(name, layer, y), pairs(chain.layers); init=x)

@@ -199,10 +199,46 @@ function trace(layer::PixelShuffle, x::Traced)
     return node("DepthToSpace", (x,), dims, :blocksize => r, :mode => "CRD")
 end
 
-# A network that was imported, and operators that stay functions.
-trace(call::Call, xs::Traced...) = node(
-    operator(call), xs, nothing, (k => v for (k, v) in pairs(call.keywords) if k ∉ CONTEXT)...
-)
+# Operators that stay functions in a network that was imported.
+trace(call::Call, xs::Traced...) = tracecall(call, xs)
+
+function trace(layer::Applied, xs::Traced...)
+    layer.layer isa Call && layer.output == 1 || throw(UnsupportedOperator(string(
+        here(first(xs).writer, layer.layer), ": a later output of an operator, or one with graphs"
+    )))
+    return tracecall(layer.layer, filled(layer.arguments, xs))
+end
+
+function tracecall(call::Call, inputs)
+    writer = first(x for x in inputs if x isa Traced).writer
+    haskey(call.keywords, :opset) && atleast!(writer, call.keywords.opset)
+    said = (k => v for (k, v) in pairs(call.keywords) if k ∉ CONTEXT)
+    return node(operator(call), inputs, sizeafter(call, inputs), said...)
+end
+
+"""
+    sizeafter(call, inputs)
+
+The size of what an operator gives: it is run twice, with two lengths for what isn't fixed, on which
+then depends what differs. It is `nothing` where that doesn't work.
+"""
+function sizeafter(call::Call, inputs)
+    any(x -> x isa Traced && x.size === nothing, inputs) && return nothing
+    a, b = map((2, 3)) do free
+        example(x) = x
+        example(x::Traced) = get(x.writer.tensors, x.name) do
+            zeros(x.writer.number, map(n -> something(n, free), x.size))
+        end
+        try
+            y = call(map(example, inputs)...)
+            size(y isa Tuple ? first(y) : y)
+        catch
+            return nothing
+        end
+    end
+    (a === nothing || b === nothing || length(a) != length(b)) && return nothing
+    return map((m, n) -> m == n ? m : nothing, a, b)
+end
 
 # Within calls of other layers.
 for layer in (
