@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UsageError,
         WeightError,
     )
-    from onnxjl.flux import FluxModel, to_flux
+    from onnxjl.flux import FluxModel, from_flux, to_flux
     from onnxjl.graph import Graph
     from onnxjl.load import load
     from onnxjl.normalize import normalize
@@ -61,6 +61,7 @@ _PUBLIC = {
     "WeightError": "errors",
     "apply": "plan",
     "compare": "check",
+    "from_flux": "flux",
     "groups": "structure",
     "load": "load",
     "normalize": "normalize",
@@ -91,6 +92,7 @@ __all__ = [
     "__version__",
     "apply",
     "compare",
+    "from_flux",
     "groups",
     "load",
     "normalize",

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from onnxjl.save import Saved
 
 DEVICES = ("cpu", "gpu")
+
+Shape = Sequence[int | str | None]
+"""An input's shape in ONNX's order: sizes, and names or `None` where any size will do."""
 
 _started: Any = None
 _failed: JuliaError | None = None
@@ -460,7 +463,56 @@ def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
     JuliaError : Julia, or what it needs, isn't there, or no GPU works.
     """
     _check_device(device)
-    graph = normalize(load(model, **options))
+    return _made(normalize(load(model, **options)), device)
+
+
+def from_flux(
+    chain: Any,
+    *,
+    input_shape: Shape | Mapping[str, Shape],
+    input_name: str = "input",
+    output_name: str = "output",
+    device: str = "cpu",
+) -> FluxModel:
+    """Return a Flux model that was written by hand in Julia as a network of ONNX's operators.
+
+    Its layers are those of Flux, in test mode, and their arrays are the model's own wherever ONNX
+    has them in the same order. Weights are called as their layers: ``block.2.weight``.
+
+    Parameters
+    ----------
+    chain : the model in Julia: a ``Chain``, another layer of Flux, or a type of one's own, of which
+        the documentation of ``OnnxJL.trace`` says more.
+    input_shape : (batch, channels, …), ONNX's order; ``None`` or a name where any size will do.
+        For several inputs, a dict by input name.
+    input_name : what the input is called, if there is one.
+    output_name : what the output is called; several are numbered: ``output_1``.
+    device : ``cpu`` or ``gpu``; see `FluxModel.to`.
+
+    Raises
+    ------
+    UnsupportedOperator : ONNX has no form for a layer; names it and its place.
+    UsageError : `chain` is nothing of Julia's, a shape isn't one, or there is no such device.
+    JuliaError : Julia, or what it needs, isn't there.
+    """
+    _check_device(device)
+    if not is_julia(chain):
+        raise UsageError(
+            f"chain is a Python {type(chain).__name__}; give a model in Julia, as "
+            "juliacall.Main.seval returns it"
+        )
+    shapes = input_shape if isinstance(input_shape, Mapping) else {input_name: input_shape}
+    inputs = [(name, handover.declared(name, shape)) for name, shape in shapes.items()]
+    bridge = julia()
+    with as_julia_error():
+        fixed = [(name, [n if isinstance(n, int) else None for n in s]) for name, s in inputs]
+        written = bridge.write(chain, fixed, output_name)
+        model = handover.to_model(bridge.deliver(written), inputs)
+    return _made(normalize(model), device, written)
+
+
+def _made(graph: Graph, device: str, written: Any = None) -> FluxModel:
+    """The model of a normalized graph; arrays of a network that Julia has `written` are shared."""
     handover.check_inputs(graph)
     plain = handover.nodes(graph.model.graph)
     bridge = julia()
@@ -473,6 +525,7 @@ def to_flux(model: Source, *, device: str = "cpu", **options: Any) -> FluxModel:
             dict(graph.model.opset_imports),
             handover.trainable(graph),
             graph,
+            written,
         )
     made = FluxModel(graph, handle)
     return made if device == "cpu" else made.to(device)

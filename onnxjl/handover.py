@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxjl.errors import UnsupportedOperator
+from onnxjl.errors import UnsupportedOperator, UsageError
 from onnxjl.graph import FLOATING, Graph, node_name
 from onnxjl.inputs import graph_inputs
 
@@ -106,6 +106,64 @@ def _trainable(graph: ir.Graph) -> list[str]:
     ]
 
 
+def declared(name: str, shape: Any) -> list[int | str | None]:
+    """Return an input's shape as a list; an axis 0 of any size is called ``batch``.
+
+    Raises
+    ------
+    UsageError : it isn't a sequence of positive sizes, names and `None`.
+    """
+    sizes = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
+    if not sizes or not all(
+        n is None or (isinstance(n, int) and n > 0) or (isinstance(n, str) and n) for n in sizes
+    ):
+        raise UsageError(
+            f"input '{name}' can't have the shape {shape!r}: give a size for each axis, batch "
+            "first, and None or a name where any size will do"
+        )
+    return ["batch" if n is None and axis == 0 else n for axis, n in enumerate(sizes)]
+
+
+def to_model(
+    delivered: Sequence[Any], inputs: Sequence[tuple[str, Sequence[int | str | None]]]
+) -> ir.Model:
+    """Return the model that a network written in Julia makes.
+
+    Parameters
+    ----------
+    delivered : nodes and tensors as `to_graph` takes them, the element types of the inputs, the
+        names of the outputs, the versions of the operator sets, and shapes by value.
+    inputs : name and shape of each input.
+    """
+    network, types, outputs, opsets, shapes = delivered
+    plain, arrays = _delivered(network)
+    empty = ir.Graph(
+        [
+            ir.Value(
+                name=name,
+                type=ir.TensorType(ir.DataType.from_numpy(np.dtype(str(dtype)))),
+                shape=ir.Shape(shape),
+            )
+            for (name, shape), dtype in zip(inputs, types, strict=True)
+        ],
+        [ir.Value(name=str(name)) for name in outputs],
+        nodes=[],
+        opset_imports={str(domain): int(version) for domain, version in opsets.items()},
+        name="network",
+    )
+    used = dict.fromkeys(name for node in plain for name in map(str, node[3]) if name in arrays)
+    graph = _graph(empty, plain, {name: arrays[name] for name in used}, {})
+    model = ir.Model(graph, ir_version=10, producer_name="onnxjl")
+    ShapeInferencePass()(model)
+    unknown = [v for node in graph for v in node.outputs if v.shape is None and v.name in shapes]
+    if unknown:  # ONNX doesn't infer what GroupNormalization gives, nor what comes after it.
+        for value in unknown:
+            value.shape = ir.Shape(shapes[value.name])
+            value.type = graph.inputs[0].type
+        ShapeInferencePass()(model)
+    return model
+
+
 def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     """Return the graph that nodes and tensors from Julia make.
 
@@ -130,7 +188,7 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
         metadata_props=dict(like.model.metadata_props),
     )
     declared = {value: value.shape for value in result.outputs}
-    if _reshaped(like.model.graph, result):
+    if _resized(like.model.graph, result):
         for node in result:
             for value in node.outputs:
                 value.shape = None
@@ -139,6 +197,24 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
     for value, shape in declared.items():
         value.shape = shape if value.shape is None else value.shape
     return replace(like, model=model, plan=None, source=None)
+
+
+def _resized(before: ir.Graph, after: ir.Graph) -> bool:
+    """Whether weights changed their shapes, or windows theirs: then values did."""
+    shapes = {name: value.shape for name, value in before.initializers.items()}
+    if any(shapes.get(name) != value.shape for name, value in after.initializers.items()):
+        return True
+    windows = {node.outputs[0].name: _window(node) for node in before}
+    return any(windows.get(node.outputs[0].name) != _window(node) for node in after)
+
+
+def _window(node: ir.Node) -> list[Any]:
+    """What a node says of the windows that it slides, which the size of its output depends on."""
+    return [node.op_type] + [
+        node.attributes[key].value
+        for key in ("kernel_shape", "strides", "pads", "dilations", "output_padding")
+        if key in node.attributes
+    ]
 
 
 def _graph(
@@ -200,14 +276,6 @@ def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Nodes and arrays as Julia delivers them, the arrays in ONNX's layout."""
     nodes, arrays = plain
     return nodes, {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
-
-
-def _reshaped(before: ir.Graph, after: ir.Graph) -> bool:
-    """Whether weights are new or have another shape, so that values may have another, too."""
-    return any(
-        name not in before.initializers or before.initializers[name].shape != value.shape
-        for name, value in after.initializers.items()
-    )
 
 
 def _in_precision_of(like: Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,13 +22,33 @@ numpyarray(x::AbstractArray) = Py(convert(Array, x)).to_numpy()
 
 texts(x) = pyconvert(Vector{String}, x)
 
-function OnnxJL.receive(nodes, tensors, inputs, outputs, opsets, trainable, graph)
+function OnnxJL.receive(
+    nodes, tensors, inputs, outputs, opsets, trainable, graph, written=nothing
+)
     network = Network(
         Node[Node(node) for node in Py(nodes)], arrays(Py(tensors)), texts(inputs), texts(outputs),
         pyconvert(Dict{String,Int}, opsets), Set(texts(trainable)),
     )
-    return FluxGraph(network; own=true, origin=Origin(Py(graph)))
+    origin = Origin(Py(graph))
+    written === nothing && return FluxGraph(network; own=true, origin)
+    return FluxGraph(network; own=true, origin, written.shared)
 end
+
+function OnnxJL.write(model, inputs, output)
+    sizes = [
+        pyconvert(String, name) => Tuple(reverse(pyconvert(Vector{Union{Int,Nothing}}, shape)))
+        for (name, shape) in Py(inputs)
+    ]
+    return OnnxJL.written(model, sizes...; output=pyconvert(String, output))
+end
+
+OnnxJL.deliver(written::OnnxJL.Written) = pytuple((
+    delivered(written.network), pylist(map(lowercase ∘ string, written.types)),
+    pylist(written.network.outputs), pydict(written.network.opsets),
+    pydict(
+        name => pylist(reverse(size)) for (name, size) in written.sizes if size !== nothing
+    ),
+))
 
 "Arrays of their own, by name."
 arrays(tensors) = Dict{String,AbstractArray}(

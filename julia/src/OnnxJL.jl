@@ -3,8 +3,9 @@
 
 ONNX networks as Flux layers, for pruning experiments.
 
-[`FluxGraph`](@ref) is the network; [`load`](@ref) reads one (through PythonCall), [`groups`](@ref)
-says what of it can go, [`prune`](@ref) makes it smaller and [`save`](@ref) writes it.
+[`FluxGraph`](@ref) is the network; [`load`](@ref) reads one (through PythonCall), or it is made of
+a model of Flux layers; [`groups`](@ref) says what of it can go, [`prune`](@ref) makes it smaller and
+[`save`](@ref) writes it. `Chain(graph)` is plain Flux again.
 """
 module OnnxJL
 
@@ -24,6 +25,8 @@ include("training.jl")
 include("import.jl")
 include("layers/control.jl")
 include("export.jl")
+include("chain.jl")
+include("tracing.jl")
 include("plan.jl")
 include("show.jl")
 include("registry.jl")

@@ -109,8 +109,10 @@ function withinput(node::Node, i, name)
     )
 end
 
+"The node with other outputs. It is another one then, so all its attributes are told."
 withoutputs(node::Node, outputs) = Node(
-    node.name, node.operator, node.domain, node.inputs, outputs, node.attributes, node.edited
+    node.name, node.operator, node.domain, node.inputs, outputs, node.attributes,
+    outputs == node.outputs ? node.edited : Set(keys(node.attributes)),
 )
 
 "The nodes of a layer whose activation function was changed."
@@ -122,8 +124,10 @@ function withactivation!(nodes, tensors, layer, step::Step, f)
     f === identity && return [nodes[1:(end - 1)]; withoutputs(last(nodes), [y])]
     inner = step.f === identity ? string(y, ".linear") : only(last(nodes).outputs)
     nodes[end] = withoutputs(last(nodes), [inner])
-    name = string(nodename(first(nodes)), ".activation")
-    node, added = activationnode(f, name, inner, y, eltype(layer.weight))
-    merge!(tensors, added)
-    return [nodes; node]
+    path = [string(nodename(first(nodes)), ".activation")]
+    writer = Writer(; number=numbertype(layer), path, step.opset)
+    written = elementwise(f, Traced(writer, inner, nothing))
+    finish!(writer, written, y)
+    merge!(tensors, writer.tensors)
+    return [nodes; writer.nodes]
 end

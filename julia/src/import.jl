@@ -4,10 +4,14 @@
     FluxGraph(network; own=false, origin=nothing)
 
 Build the layers of a network. With `own`, its arrays may become the layers' own, and change.
-`origin` is kept for who writes the network to a file.
+`origin` is kept for who writes the network to a file. `shared` names tensors that are already
+arrays of layers, in a form: where these have the same values, they are taken.
 """
-function FluxGraph(network::Network; own=false, origin=nothing)
-    source = Source(network, usecounts(network), Dict{String,AbstractArray}(), own)
+function FluxGraph(
+    network::Network;
+    own=false, origin=nothing, shared=Dict{String,Tuple{Form,AbstractArray}}(),
+)
+    source = Source(network, usecounts(network), Dict{String,AbstractArray}(), own, shared)
     builds = built(network, source)
     layers = Any[build.layer for build in builds]
     slots = Slots(network, builds)
@@ -188,7 +192,7 @@ end
 
 "The array of a parameter: the same one that layers hold, where they share it."
 held(source::Source, name) =
-    get!(() -> bind(Plain, source.network.tensors[name]; own=source.own), source.bound, name)
+    get!(() -> bind(source, name, Plain), source.bound, name)
 
 function program_steps(network::Network, builds, slots::Slots)
     names = layernames([first(build.nodes) for build in builds], network.tensors)

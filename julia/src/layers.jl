@@ -67,6 +67,17 @@ struct Source
     uses::Dict{String,Int}  # value -> how many inputs of nodes it is, and outputs of the graph
     bound::Dict{String,AbstractArray}  # arrays of tensors that several nodes use
     own::Bool  # whether layers may take the network's arrays
+    shared::Dict{String,Tuple{Form,AbstractArray}}  # arrays that layers elsewhere hold
+end
+
+"The array that a layer holds for a tensor."
+function bind(source::Source, name, form::Form)
+    x = source.network.tensors[name]
+    if haskey(source.shared, name)
+        had, array = source.shared[name]
+        had == form && isequal(unbind(had, array), x) && return array
+    end
+    return bind(form, x; source.own)
 end
 
 "The `i`-th input of a node where it is a constant, else nothing."
@@ -89,9 +100,9 @@ function parameter(source::Source, node::Node, i::Int, form::Form=Plain)
     x = constant(source, node, i)
     x isa AbstractArray{<:Union{Float32,Float64}} || return nothing
     name = node.inputs[i]
-    source.uses[name] == 1 && return bind(form, x; source.own)
+    source.uses[name] == 1 && return bind(source, name, form)
     form == Plain || return nothing
-    return get!(() -> bind(Plain, x; source.own), source.bound, name)
+    return get!(() -> bind(source, name, Plain), source.bound, name)
 end
 
 """

@@ -58,10 +58,11 @@ function __init__()
 end
 
 """
-    receive(nodes, tensors, inputs, outputs, opsets, trainable, graph) -> FluxGraph
+    receive(nodes, tensors, inputs, outputs, opsets, trainable, graph, written=nothing) -> FluxGraph
 
 Build a network of what Python hands over: nodes as tuples of plain values, an iterator of the
-tensors' names and arrays, and the graph that they are of.
+tensors' names and arrays, and the graph that they are of. Tensors that are as they were `written`
+are the layers' of that model.
 """
 function receive end
 
@@ -71,6 +72,13 @@ function receive end
 A network as plain values for Python: what [`network`](@ref) says.
 """
 function deliver end
+
+"""
+    write(model, inputs, output) -> Written
+
+A model of Flux layers as a network, for inputs as pairs of a name and a shape in ONNX's order.
+"""
+function write end
 
 """
     run(graph, inputs) -> outputs

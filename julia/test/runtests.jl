@@ -12,4 +12,5 @@ include("gradients.jl")
     @testset "functor.jl" include("functor.jl")
     @testset "training.jl" include("training.jl")
     @testset "control.jl" include("control.jl")
+    @testset "chain.jl" include("chain.jl")
 end

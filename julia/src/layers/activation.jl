@@ -12,6 +12,10 @@ const ACTIVATIONS = Dict{String,Vector{Tuple{Dict{Symbol,Any},Function}}}(
     "Softplus" => [(Dict(), NNlib.softplus)],
     "Softsign" => [(Dict(), NNlib.softsign)],
     "Mish" => [(Dict(), NNlib.mish)],
+    "Gelu" => [
+        (Dict(:approximate => "none"), NNlib.gelu_erf),
+        (Dict(:approximate => "tanh"), NNlib.gelu_tanh),
+    ],
 )
 
 const ATTRIBUTE_DEFAULTS = Dict{Tuple{String,Symbol},Any}(
@@ -19,6 +23,7 @@ const ATTRIBUTE_DEFAULTS = Dict{Tuple{String,Symbol},Any}(
     ("HardSigmoid", :beta) => 0.5f0,
     ("LeakyRelu", :alpha) => 0.01f0,
     ("Elu", :alpha) => 1.0f0,
+    ("Gelu", :approximate) => "none",
 )
 
 """
@@ -32,12 +37,15 @@ function activationfunction(node::Node, source::Source)
     for (wanted, f) in get(ACTIVATIONS, node.operator, ())
         same = all(wanted) do (name, value)
             default = ATTRIBUTE_DEFAULTS[(node.operator, name)]
-            attribute(node, name, default) ≈ value
+            agrees(attribute(node, name, default), value)
         end
         same && return f
     end
     return nothing
 end
+
+agrees(a::Number, b::Number) = a ≈ b
+agrees(a, b) = a == b
 
 function isrelu6(node::Node, source::Source)
     bounds = map((2 => :min, 3 => :max)) do (i, name)
@@ -45,25 +53,4 @@ function isrelu6(node::Node, source::Source)
         x === nothing ? attribute(node, name, nothing) : only(x)
     end
     return bounds == (0, 6)
-end
-
-"""
-    activationnode(f, name, input, output)
-
-The node that says an activation function, and the tensors that it needs.
-
-Throws `ArgumentError` for a function that ONNX has no operator for.
-"""
-function activationnode(f, name, input, output, T=Float32)
-    tensors = Dict{String,AbstractArray}()
-    if f === NNlib.relu6
-        bounds = ["$output.min", "$output.max"]
-        tensors = Dict(bounds .=> (fill(T(0)), fill(T(6))))
-        return Node(name, "Clip", "", [input; bounds], [output]), tensors
-    end
-    for (operator, forms) in ACTIVATIONS, (attributes, g) in forms
-        f === g || continue
-        return Node(name, operator, "", [input], [output], copy(attributes)), tensors
-    end
-    throw(ArgumentError("ONNX has no operator for the activation function $f"))
 end
