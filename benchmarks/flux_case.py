@@ -1,8 +1,8 @@
 """One case of the Flux engine, in a process of its own; prints one line of JSON.
 
-    write MODEL SIZE           the network of handwritten.jl as an ONNX file
-    speed MODEL BATCH SIZE     from a cold process to gradients and updates
-    memory MODEL               to_flux, over the process with Julia started
+write MODEL SIZE           the network of handwritten.jl as an ONNX file
+speed MODEL BATCH SIZE     from a cold process to gradients and updates
+memory MODEL               to_flux, over the process with Julia started
 """
 
 from __future__ import annotations

@@ -591,6 +591,7 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
             )
             for tensor, array in weights.items()
         }
+        members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
         try:
             with as_julia_error():
                 return np.array(julia().score(function, group, tensors, members))

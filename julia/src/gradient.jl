@@ -26,6 +26,29 @@ function pullback(call::Call, inputs)
     return y, Δ -> (nothing, something(back(Δ), ntuple(Returns(nothing), length(inputs)))...)
 end
 
+pullback(layer::Union{MaxPool,GlobalMaxPool}, inputs) = maxpullback(layer, only(inputs))
+
+"""
+    maxpullback(layer, x)
+
+The same for pooling by maximum: the first of the largest values of a window takes its gradient, as
+in PyTorch. NNlib's gives it to the first that is ≈ the largest, in Float32 often another.
+"""
+function maxpullback(layer, x::Array)
+    y = layer(x)
+    windows = Operators.slidingwindows(x; windowof(layer, x)...)
+    return y, Δ -> (nothing, Operators.maxwindowsgradient(unthunk(Δ), y, x, windows))
+end
+
+maxpullback(layer, x) = Zygote.pullback(apply, layer, x)  # Not in the processor's memory.
+
+"The attributes of ONNX's MaxPool that is the layer."
+windowof(layer::MaxPool, x) = (; UNSTATED..., attributes(layer, nothing)...)
+windowof(::GlobalMaxPool, x) =
+    (; UNSTATED..., kernel_shape=byaxis(size(x)[1:(end - 2)]), pads=nothing, strides=nothing)
+
+const UNSTATED = (auto_pad="NOTSET", ceil_mode=0, dilations=nothing)
+
 "The same for a list of gradients, one for each output that the node names."
 listed(back, y) = Δs -> back(only(Δs))
 listed(back, y::Tuple) = Δs -> back(ntuple(i -> get(Δs, i, nothing), length(y)))

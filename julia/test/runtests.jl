@@ -10,6 +10,7 @@ include("gradients.jl")
         endswith(file, ".jl") && @testset "$(basename(file))" include(file)
     end
     @testset "functor.jl" include("functor.jl")
+    @testset "pooling.jl" include("pooling.jl")
     @testset "training.jl" include("training.jl")
     @testset "control.jl" include("control.jl")
     @testset "chain.jl" include("chain.jl")

@@ -61,14 +61,16 @@ class TokenClassifier(nn.Module):
     (batch, time) int → (batch, 5) float
     """
 
-    def __init__(self, cell: str, **options):
+    def __init__(
+        self, cell: str, vocabulary: int = 500, width: int = 64, hidden: int = 96, **options
+    ):
         super().__init__()
-        self.embedding = nn.Embedding(500, 64)
+        self.embedding = nn.Embedding(vocabulary, width)
         recurrent = getattr(nn, cell)
         self.recurrent = recurrent(
-            64, 96, num_layers=2, batch_first=True, bidirectional=True, **options
+            width, hidden, num_layers=2, batch_first=True, bidirectional=True, **options
         )
-        self.classifier = nn.Linear(192, 5)
+        self.classifier = nn.Linear(2 * hidden, 5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         states, _ = self.recurrent(self.embedding(tokens))
