@@ -201,7 +201,11 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
 
 def _resized(before: ir.Graph, after: ir.Graph) -> bool:
     """Whether weights changed their shapes, or windows theirs: then values did."""
-    shapes = {name: value.shape for name, value in before.initializers.items()}
+    shapes = {
+        name: value.const_value.shape
+        for name, value in before.initializers.items()
+        if value.const_value is not None
+    }
     if any(shapes.get(name) != value.shape for name, value in after.initializers.items()):
         return True
     windows = {node.outputs[0].name: _window(node) for node in before}
@@ -280,13 +284,16 @@ def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
 
 def _in_precision_of(like: Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays with the floating types that they had in a graph; new ones change alike."""
-    before = like.model.graph.initializers
-    kinds: dict[np.dtype[Any], np.dtype[Any]] = {}
-    for name, array in arrays.items():
-        tensor = before[name].const_value if name in before else None
-        if tensor is not None and tensor.dtype in FLOATING and array.dtype.kind == "f":
-            kinds[array.dtype] = tensor.dtype.numpy()
-    return {name: x.astype(kinds.get(x.dtype, x.dtype), copy=False) for name, x in arrays.items()}
+    known = {
+        name: value.const_value.dtype.numpy()
+        for name, value in like.model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype in FLOATING
+    }
+    alike = {arrays[name].dtype: dtype for name, dtype in known.items() if name in arrays}
+    return {
+        name: x.astype(known.get(name, alike.get(x.dtype, x.dtype)), copy=False)
+        for name, x in arrays.items()
+    }
 
 
 def _order(before: ir.Graph, arrays: Mapping[str, np.ndarray]) -> list[str]:

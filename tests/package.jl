@@ -1,6 +1,6 @@
 # Runs the tests of the package OnnxJL as Pkg does, in a copy of the active project.
 #
-#     julia --project=PROJECT package.jl FOLDER_OF_ONNXJL
+#     julia --project=PROJECT package.jl FOLDER_OF_ONNXJL [PART_OF_A_FILE'S_NAME...]
 
 using Pkg
 
@@ -15,5 +15,5 @@ mktempdir() do copied
     own = [joinpath(Sys.STDLIB, name) for name in ("DelimitedFiles", "Statistics")]
     Pkg.develop([PackageSpec(; path) for path in [ARGS[1]; own]])
     # Bounds as in the packages that are compiled already: by itself Pkg compiles them all anew.
-    Pkg.test("OnnxJL"; julia_args=`--check-bounds=auto`)
+    Pkg.test("OnnxJL"; julia_args=`--check-bounds=auto`, test_args=ARGS[2:end])
 end

@@ -1,6 +1,6 @@
 # The network as the Flux layer that it is: what Flux, Functors and Optimisers do with any layer.
 
-using Flux: Flux, BatchNorm, Conv, Dense, fmap
+using Flux: Flux, fmap
 using Optimisers: Optimisers, Adam, Descent
 using OnnxJL: FluxGraph, Network, Node, gradients, network
 
@@ -42,9 +42,9 @@ end
 
 @testset "the layers are Flux's, and what functions use is theirs too" begin
     graph = convolutional()
-    @test graph["c"] isa Conv
-    @test graph["n"] isa BatchNorm
-    @test graph["f"] isa Dense
+    @test graph["c"] isa Flux.Conv
+    @test graph["n"] isa Flux.BatchNorm
+    @test graph["f"] isa Flux.Dense
     @test length(Flux.trainables(graph)) == 7
     @test any(x -> x === only(graph.parameters), Flux.trainables(graph))
     @test graph(IMAGES) ≈ byhand(graph)(IMAGES)
