@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -154,13 +155,13 @@ def to_model(
     used = dict.fromkeys(name for node in plain for name in map(str, node[3]) if name in arrays)
     graph = _graph(empty, plain, {name: arrays[name] for name in used}, {})
     model = ir.Model(graph, ir_version=10, producer_name="onnxjl")
-    ShapeInferencePass()(model)
+    _infer_shapes(model)
     unknown = [v for node in graph for v in node.outputs if v.shape is None and v.name in shapes]
     if unknown:  # ONNX doesn't infer what GroupNormalization gives, nor what comes after it.
         for value in unknown:
             value.shape = ir.Shape(shapes[value.name])
             value.type = graph.inputs[0].type
-        ShapeInferencePass()(model)
+        _infer_shapes(model)
     return model
 
 
@@ -193,10 +194,20 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
             for value in node.outputs:
                 value.shape = None
     if any(value.shape is None for node in result for value in node.outputs):
-        ShapeInferencePass()(model)
+        _infer_shapes(model)
     for value, shape in declared.items():
         value.shape = shape if value.shape is None else value.shape
     return replace(like, model=model, plan=None, source=None)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Infer shapes; where they don't fit together, running the network says it better."""
+    logger = logging.getLogger(ShapeInferencePass.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        ShapeInferencePass()(model)
+    finally:
+        logger.disabled = before
 
 
 def _resized(before: ir.Graph, after: ir.Graph) -> bool:

@@ -39,7 +39,7 @@ function OnnxJL.write(model, inputs, output)
         pyconvert(String, name) => Tuple(reverse(pyconvert(Vector{Union{Int,Nothing}}, shape)))
         for (name, shape) in Py(inputs)
     ]
-    return OnnxJL.written(model, sizes...; output=pyconvert(String, output))
+    return OnnxJL.written(oncpu(model), sizes...; output=pyconvert(String, output))
 end
 
 OnnxJL.deliver(written::OnnxJL.Written) = pytuple((

@@ -173,6 +173,7 @@ owner(writer::Writer) = isempty(writer.owners) ? nothing : last(writer.owners)
 "A layer's place in the model, and what it is, for messages."
 function here(writer::Writer, layer)
     kind = layer isa Function ? functionname(layer) : nameof(typeof(layer))
+    isempty(writer.path) && return string("the model (", kind, ")")
     return string("layer '", join(writer.path, '.'), "' (", kind, ")")
 end
 

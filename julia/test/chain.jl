@@ -83,6 +83,49 @@ end
     @test_throws UnsupportedOperator FluxGraph(Chain(LSTM(2 => 2; return_state=true)), (2, 3))
 end
 
+@testset "a network as a part of another" begin
+    part = FluxGraph(residual(), (8, 8, 2, nothing))
+    model = Chain(features=part, head=Dense(3 => 2))
+    graph = FluxGraph(model, (8, 8, 2, nothing))
+    @test graph(picture) ≈ model.layers.head(part(picture))
+    @test graph["features.1"].weight === part["1"].weight
+    @test graph["head"].weight === model.layers.head.weight
+end
+
+@testset "layers that were changed are what is written" begin
+    graph = FluxGraph(Chain(Dense(3 => 4), Dense(4 => 2, tanh)), (3, 5, nothing))
+    x = sin.(reshape(1.0f0:30, 3, 5, 2))
+    again() = FluxGraph(network(graph))
+    operators() = [node.operator for node in network(graph).nodes]
+    @test operators() == ["MatMul", "Add", "MatMul", "Add", "Tanh"]
+    graph["2"] = Dense(4 => 2; bias=false)
+    @test operators() == ["MatMul", "Add", "MatMul"]
+    @test again()(x) ≈ graph(x)
+    graph["1"] = Dense(3 => 6, relu; bias=false)
+    graph["2"] = Dense(6 => 2)
+    @test operators() == ["MatMul", "Relu", "MatMul", "Add"]
+    @test again()(x) ≈ graph(x)
+    graph["1"] = Dense(randn(Float32, 6, 3), randn(Float32, 6))
+    @test again()(x) ≈ graph(x)
+    # Whatever the function, and though the version of the operators is an old one.
+    old = FluxGraph(Network(
+        [Node("a", "Gemm", "", ["x", "a.weight"], ["y"])],
+        Dict{String,AbstractArray}("a.weight" => ones(Float32, 4, 3)), ["x"], ["y"], Dict("" => 13),
+    ))
+    for f in (
+        Flux.gelu_tanh, Flux.NNlib.gelu_erf, Flux.mish, Flux.hardswish, swish, Flux.selu,
+        Flux.relu6, Flux.logσ, Base.Fix2(Flux.leakyrelu, 0.3f0),
+    )
+        old["a"] = Dense(sin.(reshape(1.0f0:12, 4, 3)), false, f)
+        @test FluxGraph(network(old))(x[:, :, 1]) ≈ old(x[:, :, 1]) rtol = 1e-5
+        @test "Gelu" ∉ [node.operator for node in network(old).nodes]
+    end
+    old["a"] = Dense(ones(Float32, 4, 3), false, x -> x + 1)
+    @test_throws "ONNX has no operator for an anonymous function" network(old)
+    old["a"] = MaxPool((2, 2))
+    @test_throws "layer 'a' was a Gemm and is now MaxPool" network(old)
+end
+
 @testset "a network as a Chain" begin
     model = residual()
     graph = FluxGraph(model, (8, 8, 2, nothing))

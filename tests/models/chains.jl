@@ -154,6 +154,9 @@ shared(a, b) = all(splat(===), zip(Flux.trainables(a), Flux.trainables(b)))
 "A change in place."
 scale!(graph, name, factor) = (graph[name].weight .*= factor; nothing)
 
+# Layers to put into a network from Python, which has no pairs.
+conv(kernel, from, to, f=identity; options...) = Conv(kernel, from => to, f; options...)
+dense(from, to, f=identity; options...) = Dense(from => to, f; options...)
 testing(layer) = Flux.testmode!(layer)
 
 end

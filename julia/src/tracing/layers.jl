@@ -219,10 +219,10 @@ end
 """
     sizeafter(call, inputs)
 
-The size of what an operator gives: it is run twice, with two lengths for what isn't fixed, on which
+The size of what an operator or a network gives: it is run twice, with two lengths for what isn't fixed, on which
 then depends what differs. It is `nothing` where that doesn't work.
 """
-function sizeafter(call::Call, inputs)
+function sizeafter(call, inputs)
     any(x -> x isa Traced && x.size === nothing, inputs) && return nothing
     a, b = map((2, 3)) do free
         example(x) = x
@@ -240,6 +240,36 @@ function sizeafter(call::Call, inputs)
     return map((m, n) -> m == n ? m : nothing, a, b)
 end
 
+# A network that was imported, as a part of another one.
+function trace(graph::FluxGraph, xs::Traced...)
+    writer, inner = first(xs).writer, network(graph)
+    atleast!(writer, get(inner.opsets, "", 1))
+    length(graph.program.outputs) == 1 && all(node -> isempty(node.domain), inner.nodes) ||
+        throw(UnsupportedOperator(string(
+            here(writer, graph), ": it has several outputs, or operators of other domains"
+        )))
+    held = Dict(
+        b.tensor => (b.field.form, follow(layer, b.field.path))
+        for (layer, step) in zip(graph.layers, graph.program.steps) for b in step.bindings
+    )
+    names = Dict{String,String}(inner.inputs .=> (x.name for x in xs))
+    renamed(name) = get!(names, name) do
+        isempty(name) ? "" : fresh!(writer, join([writer.path; name], '.'))
+    end
+    for (name, x) in inner.tensors
+        writer.tensors[renamed(name)] = x
+        haskey(held, name) && (writer.shared[renamed(name)] = held[name])
+    end
+    for node in inner.nodes
+        push!(writer.nodes, Node(
+            fresh!(writer, join([writer.path; nodename(node)], '.')), node.operator, "",
+            renamed.(node.inputs), renamed.(node.outputs), node.attributes,
+            Set(keys(node.attributes)),
+        ))
+    end
+    return Traced(writer, renamed(only(inner.outputs)), sizeafter(graph, xs))
+end
+
 # Within calls of other layers.
 for layer in (
     :AdaptiveMaxPool, :AdaptiveMeanPool, :AlphaDropout, :BatchNorm, :Bilinear, :Chain, :Conv,
@@ -249,6 +279,7 @@ for layer in (
 )
     @eval (layer::Flux.$layer)(x::Traced) = called(layer, x)
 end
+(graph::FluxGraph)(xs::Traced...) = called(graph, xs...)
 for mode in (:nearest, :bilinear, :trilinear)
     @eval (layer::Upsample{$(QuoteNode(mode))})(x::Traced) = called(layer, x)
 end
