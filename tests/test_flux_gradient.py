@@ -126,7 +126,8 @@ def test_gradients_of_whole_networks_are_those_of_pytorch(name, tmp_path):
     path = tmp_path / "network.onnx"
     network = export_gradients.WHOLE[name]
     samples = 2 if name == "vit_b_16" else 8
-    made = export_gradients.reference(export_gradients.build(network), network, path, samples)
+    module = export_gradients.build(network)
+    made = export_gradients.reference(module, network, path, samples)
     single = onnxjl.to_flux(path)
     double = single.moved({}, 0.0)
     for mode, expected in made.gradients.items():
@@ -136,17 +137,15 @@ def test_gradients_of_whole_networks_are_those_of_pytorch(name, tmp_path):
         assert value == pytest.approx(made.losses[mode], rel=1e-7)
         worst = differences(found, expected, FLOOR["float64"])
         assert max(worst.values()) < TOLERANCE["float64"], (mode, worst)
-        # Millions of activations: in float32 some are rounded to the other side of a bend, in
-        # PyTorch too. Then gradients are as near to the exact ones as PyTorch's own.
+        # Rounding to float32 takes some of millions of activations over a bend, and so does moving
+        # the weights by 1e-5 of each.
         _, found = in_mode(single, mode).gradient("cross-entropy", made.feeds, made.target)
-        usual = whole_difference(made.single[mode], expected)
-        assert whole_difference(found, expected) < max(TOLERANCE["float32"], 3 * usual)
+        usual = export_gradients.conditioning(module, made, mode)
+        assert whole_difference(found, expected) < max(TOLERANCE["float32"], usual)
 
 
-@pytest.mark.parametrize(
-    ("criterion", "tolerance"), [("taylor", 1e-4), ("fisher", 1e-4), ("grasp", 1e-4)]
-)
-def test_criteria_are_those_of_pytorch(criterion, tolerance):
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "grasp"])
+def test_criteria_are_those_of_pytorch(criterion):
     stored = Stored("resnet")
     model = onnxjl.to_flux(stored.path)
     graph = model.to_graph()
@@ -170,4 +169,4 @@ def test_criteria_are_those_of_pytorch(criterion, tolerance):
         scores = expected[f"{member.tensor}/{member.axis}"]
         assert member.indices.shape == (len(scores), 1)
         error = np.abs(row - scores[member.indices[:, 0]]).max() / np.abs(scores).max()
-        assert error < tolerance, (member.tensor, row, scores)
+        assert error < 1e-5, (member.tensor, row, scores)

@@ -160,6 +160,23 @@ function eachtensor(f, graph::FluxGraph)
     end
 end
 
+"A copy in Float64, which no cast rounds."
+doubled(graph::FluxGraph) = widen!(Flux.f64(deepcopy(graph)))
+
+function widen!(graph::FluxGraph)
+    map!(widened, graph.layers, graph.layers)
+    foreach(layer -> foreach(widen!, graphs(layer)), graph.layers)
+    return graph
+end
+
+widened(layer) = layer
+function widened(call::Call{typeof(Operators.Cast)})
+    T = get(Operators.ELEMENTTYPES, call.keywords.to, Nothing)
+    return T <: AbstractFloat ? Call(call.f, merge(call.keywords, (to=DOUBLE,))) : call
+end
+
+const DOUBLE = 11  # ONNX's element type.
+
 """
     moved(graph, direction, step)
 
@@ -167,7 +184,7 @@ A copy in Float64 whose trainable tensors are `step` times further along `direct
 of arrays by name.
 """
 function moved(graph::FluxGraph, direction::AbstractDict, step)
-    copied = Flux.f64(deepcopy(graph))
+    copied = doubled(graph)
     eachtensor(copied) do name, x, form
         haskey(direction, name) && (x .+= step .* bind(form, direction[name]))
     end
@@ -184,7 +201,7 @@ Source: Tanaka et al. 2020, Pruning neural networks without any data by iterativ
 synaptic flow, section 5.
 """
 function positive(graph::FluxGraph)
-    copied = Flux.f64(deepcopy(graph))
+    copied = doubled(graph)
     eachtensor((name, x, form) -> x .= abs.(x), copied)
     for layer in copied.layers
         layer isa BatchNorm && (layer.μ .= 0)

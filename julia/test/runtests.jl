@@ -12,7 +12,7 @@ chosen(file) = isempty(ARGS) || any(part -> occursin(part, file), ARGS)
 @testset "OnnxJL" begin
     operators = [joinpath("ops", file) for file in readdir(joinpath(@__DIR__, "ops"))]
     for file in [
-        operators; "functor.jl"; "pooling.jl"; "training.jl"; "control.jl"; "chain.jl"
+        operators; "functor.jl"; "double.jl"; "pooling.jl"; "training.jl"; "control.jl"; "chain.jl"
     ]
         chosen(file) && endswith(file, ".jl") && @testset "$file" include(file)
     end

@@ -159,14 +159,12 @@ class Reference:
     target : (samples,) classes.
     losses : mode -> the loss, in float64.
     gradients : mode -> weight -> gradient, in float64.
-    single : the same in float32.
     """
 
     feeds: dict[str, np.ndarray]
     target: np.ndarray
     losses: dict[str, float]
     gradients: dict[str, dict[str, np.ndarray]]
-    single: dict[str, dict[str, np.ndarray]]
 
 
 def build(network: Network) -> nn.Module:
@@ -192,14 +190,12 @@ def reference(
     with torch.no_grad():
         classes = module(*inputs).shape[1]
     target = torch.arange(samples) % classes
-    losses, double, single = {}, {}, {}
+    losses, gradients = {}, {}
     for mode in MODES:
-        losses[mode], found = gradient(module, inputs, target, mode, torch.float64)
-        double[mode] = by_weight(graph, module, found)
-        _, found = gradient(module, inputs, target, mode, torch.float32)
-        single[mode] = by_weight(graph, module, found)
+        losses[mode], found = gradient(module, inputs, target, mode)
+        gradients[mode] = by_weight(graph, module, found)
     feeds = {name: x.numpy() for name, x in zip(network.inputs, inputs, strict=True)}
-    return Reference(feeds, target.numpy(), losses, double, single)
+    return Reference(feeds, target.numpy(), losses, gradients)
 
 
 def coarse(x: Tensor) -> Tensor:
@@ -240,15 +236,19 @@ def gradient(
     inputs: tuple[Tensor, ...],
     target: Tensor,
     mode: str,
-    dtype: torch.dtype,
     nudge: int | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Return the cross-entropy and its gradient by parameter; `nudge` draws a `NUDGE`."""
-    module = copy.deepcopy(module).to(dtype).train(mode == "train")
+    """Return the cross-entropy and its gradient by parameter, in float64.
+
+    Parameters
+    ----------
+    nudge : seed of a `NUDGE` of the weights; none is taken without.
+    """
+    module = copy.deepcopy(module).double().train(mode == "train")
     if nudge is not None:
         generator = torch.Generator().manual_seed(nudge)
         for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.data *= 1 + NUDGE * noise
     value = loss(module, inputs, target)
     value.backward()
@@ -364,28 +364,40 @@ def criteria(
     return found
 
 
+def nudged(
+    module: nn.Module, made: Reference, mode: str, count: int
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Yield the gradients, and those at weights that are a `NUDGE` away, for several of them."""
+    inputs = tuple(torch.from_numpy(x) for x in made.feeds.values())
+    target = torch.from_numpy(made.target)
+    _, exact = gradient(module, inputs, target, mode)
+    for seed in range(count):
+        yield exact, gradient(module, inputs, target, mode, nudge=seed)[1]
+
+
 def unsettled(module: nn.Module, made: Reference) -> float:
     """Return how much a nudge of the weights changes a parameter's gradient, relative to it.
 
     Where it is little, no activation is so near to a bend of ReLU, or to another one in a window
     of a max pooling, that rounding to float32 decides.
     """
-    inputs = tuple(torch.from_numpy(x) for x in made.feeds.values())
-    target = torch.from_numpy(made.target)
     change = 0.0
     for mode in MODES:
-        _, exact = gradient(module, inputs, target, mode, torch.float64)
-        least = 1e-3 * max(float(g.abs().max()) for g in exact.values())
-        for seed in range(4):
-            _, moved = gradient(module, inputs, target, mode, torch.float64, nudge=seed)
-            change = max(
-                change,
-                *(
-                    float((moved[name] - g).abs().max()) / max(least, float(g.abs().max()))
-                    for name, g in exact.items()
-                ),
-            )
+        for exact, moved in nudged(module, made, mode, 4):
+            least = 1e-3 * max(float(g.abs().max()) for g in exact.values())
+            for name, g in exact.items():
+                difference = float((moved[name] - g).abs().max())
+                change = max(change, difference / max(least, float(g.abs().max())))
     return change
+
+
+def conditioning(module: nn.Module, made: Reference, mode: str) -> float:
+    """Return how much a nudge of the weights changes all gradients, relative to their length."""
+    found = []
+    for exact, moved in nudged(module, made, mode, 3):
+        square = sum(float((moved[name] - g).square().sum()) for name, g in exact.items())
+        found.append((square / sum(float(g.square().sum()) for g in exact.values())) ** 0.5)
+    return max(found)
 
 
 def make(name: str) -> str:
