@@ -77,6 +77,7 @@ SHAPES = {
     "pictures": (None, 4, 3, 4),
     "own": (None, 2, 2, 2),
     "tied": (None, 4),
+    "attention": (None, 5, 6),
 }
 QUICK = ("classifier", "own")
 

@@ -186,7 +186,7 @@ function plainfunction(call::Call)
 end
 
 const PLAIN = Dict{String,Any}(
-    "Relu" => NNlib.relu, "Sigmoid" => NNlib.sigmoid, "Tanh" => tanh, "HardSwish" => NNlib.hardswish,
-    "Softplus" => NNlib.softplus, "Softsign" => NNlib.softsign, "Mish" => NNlib.mish,
-    "Add" => +, "Mul" => *,
+    "Relu" => NNlib.relu, "Sigmoid" => NNlib.sigmoid, "Tanh" => tanh,
+    "HardSwish" => NNlib.hardswish, "Softplus" => NNlib.softplus, "Softsign" => NNlib.softsign,
+    "Mish" => NNlib.mish, "Add" => +, "Mul" => *,
 )

@@ -73,8 +73,8 @@ order, `nothing` where a dimension may have any size: `(28, 28, 1, nothing)`.
 Names follow the model: the weight of the second layer of a layer named `block` is
 `block.2.weight`. Several outputs are called `output_1`, `output_2`, ….
 
-Throws `UnsupportedOperator`, with the layer and its place, for what ONNX can't say or OnnxJL doesn't
-know. See [`trace`](@ref) for layers of one's own.
+Throws `UnsupportedOperator`, with the layer and its place, for what ONNX can't say or OnnxJL
+doesn't know. See [`trace`](@ref) for layers of one's own.
 """
 network(model, size::Tuple; input="input", output="output") = network(model, input => size; output)
 network(model, input::Pair{<:AbstractString}, more::Pair{<:AbstractString}...; output="output") =
@@ -105,7 +105,9 @@ function written(model, inputs::Pair{<:AbstractString}...; output="output")
         "the model gives a ", typeof(y), ", not an array or a tuple of arrays"
     )))
     ends = length(outputs) == 1 ? [String(output)] : ["$(output)_$i" for i in eachindex(outputs)]
-    foreach((out, name) -> finish!(writer, out, name), outputs, ends)
+    for (y, name) in zip(outputs, ends)
+        finish!(writer, y, name; again=count(==(y), outputs) > 1)
+    end
     network = Network(
         writer.nodes, writer.tensors, names, ends, Dict("" => writer.opset[])
     )
@@ -119,12 +121,12 @@ function numbertype(model)
     return isempty(arrays) ? Float32 : eltype(first(arrays))
 end
 
-"Give a value the name of an output."
-function finish!(writer::Writer, x::Traced, name)
+"Give a value the name of an output; `again` where it is several outputs."
+function finish!(writer::Writer, x::Traced, name; again=false)
     writer.sizes[name] = x.size
     made = Node(name, "Identity", "", [x.name], [name])
     i = findfirst(node -> node.outputs == [x.name], writer.nodes)
-    if i === nothing || any(node -> x.name in node.inputs, writer.nodes)
+    if again || i === nothing || any(node -> x.name in node.inputs, writer.nodes)
         push!(writer.nodes, made)
     else
         writer.nodes[i] = withoutputs(writer.nodes[i], [name])
@@ -135,8 +137,8 @@ end
     trace(layer, x...) -> Traced
 
 Write down what a layer does. A layer of one's own needs no method where its call consists of other
-layers, broadcasts, `+`, `-`, `cat`, `vcat`, `hcat`, `reshape`, `softmax` and `flatten`; else it gets one
-that says its ONNX nodes:
+layers, broadcasts, `+`, `-`, `cat`, `vcat`, `hcat`, `reshape`, `permutedims`, `softmax` and
+`flatten`; else it gets one that says its ONNX nodes:
 
     OnnxJL.trace(layer::MyLayer, x) =
         OnnxJL.node("Mul", (x, OnnxJL.tensor(x, "weight", layer.weight)), x.size)
@@ -164,7 +166,8 @@ end
 reason(cause) = first(split(sprint(showerror, cause), '\n'))
 function reason(cause::MethodError)
     f = cause.f === Core.kwcall ? cause.args[2] : cause.f
-    return string("it calls ", f isa Function ? nameof(f) : typeof(f), ", which has no ONNX form here")
+    name = f isa Function ? nameof(f) : typeof(f)
+    return string("it calls ", name, ", which has no ONNX form here")
 end
 
 "The layer around."
@@ -177,6 +180,7 @@ function here(writer::Writer, layer)
     return string("layer '", join(writer.path, '.'), "' (", kind, ")")
 end
 
+functionname(f) = string(f)
 function functionname(f::Function)
     name = string(nameof(f))
     startswith(name, '#') || return name
@@ -188,8 +192,8 @@ end
     node(operator, inputs, size, attributes...; name=nothing) -> Traced
 
 Write down an ONNX node: its inputs (`Traced`, arrays, numbers, or `nothing` for an absent one), the
-size of its output in Julia's order as far as known, and its attributes as pairs. It is called as the
-layer that it is written for, or `name` is added to that.
+size of its output in Julia's order as far as known, and its attributes as pairs. It is called as
+the layer that it is written for, or `name` is added to that.
 """
 function node(operator, inputs, size, attributes::Pair{Symbol}...; name=nothing)
     writer = first(x for x in inputs if x isa Traced).writer
@@ -319,3 +323,4 @@ include("tracing/elementwise.jl")
 include("tracing/containers.jl")
 include("tracing/layers.jl")
 include("tracing/recurrent.jl")
+include("tracing/attention.jl")

@@ -53,7 +53,8 @@ end
 end
 
 @testset "layers of one's own" begin
-    model = Chain(a=Doubled([3.0f0, 1.0f0]), b=Block([Dense(2 => 3), Dense(3 => 2)], [1.0f0, 2.0f0]))
+    block = Block([Dense(2 => 3), Dense(3 => 2)], [1.0f0, 2.0f0])
+    model = Chain(a=Doubled([3.0f0, 1.0f0]), b=block)
     graph = FluxGraph(model, "x" => (2, nothing); output="y")
     x = Float32[1 2 3; 4 5 6]
     @test graph(x) ≈ model(x)
@@ -79,8 +80,19 @@ end
     @test occursin("it needs the size of dimension 1, which isn't fixed", told(
         Chain(Flux.AdaptiveMeanPool((2, 2))), (nothing, 4, 1, 1)
     ))
-    @test occursin("layer '1' (Dense): it wants 3 in dimension 1", told(Dense(3 => 2) |> Chain, (2, 1)))
+    @test occursin("layer '1' (Dense): it wants 3 in dimension", told(Chain(Dense(3 => 2)), (2, 1)))
     @test_throws UnsupportedOperator FluxGraph(Chain(LSTM(2 => 2; return_state=true)), (2, 3))
+end
+
+@testset "a value may be several outputs, and an input one" begin
+    dense = Dense(2 => 2)
+    both = Chain(Parallel(tuple, dense, identity), Parallel(tuple, x -> x, identity))
+    graph = FluxGraph(both, (2, 3))
+    x = Float32[1 2 3; 4 5 6]
+    @test graph(x) == (dense(x), x)
+    twice = FluxGraph(Chain(dense, Parallel(tuple, identity, identity)), (2, 3))
+    @test twice(x) == (dense(x), dense(x))
+    @test network(twice).outputs == ["output_1", "output_2"]
 end
 
 @testset "a network as a part of another" begin

@@ -79,6 +79,28 @@ pictures() = Chain(
     relu6,
 )
 
+"A transformer's encoder layer."
+struct Encoder
+    attention
+    norm
+    feedforward
+    mask
+end
+Flux.@layer Encoder trainable=(attention, norm, feedforward)
+function (e::Encoder)(x)
+    y = x .+ first(e.attention(x; mask=e.mask))
+    return y .+ e.feedforward(e.norm(y))
+end
+
+attention() = Chain(
+    first=Encoder(
+        Flux.MultiHeadAttention(6; nheads=2, bias=true), LayerNorm(6),
+        Chain(Dense(6 => 8, gelu), Dense(8 => 6)), Flux.NNlib.make_causal_mask(ones(1, 5)),
+    ),
+    second=Flux.MultiHeadAttention(6 => (4, 8) => 3; nheads=4),
+    output=first,
+)
+
 own() = Chain(gated=Gated(Conv((1, 1), 2 => 2), rand(Float32, 1, 1, 2)), flat=Flux.flatten)
 
 tied() = (layer = Dense(4 => 4, relu; bias=false); Chain(layer, layer, Dense(4 => 2)))
@@ -87,7 +109,10 @@ pair() = Parallel(+; a=Dense(2 => 3), b=Chain(Dense(4 => 3, relu6), Dense(3 => 3
 
 double() = f64(Chain(Dense(2 => 3, hardtanh), Dense(3 => 2)))
 
-activated(name) = Dense(3 => 4, getproperty(name in ("exp", "abs2") ? Base : Flux.NNlib, Symbol(name)))
+function activated(name)
+    home = name in ("exp", "abs2") ? Base : Flux.NNlib
+    return Dense(3 => 4, getproperty(home, Symbol(name)))
+end
 
 # What isn't to be had.
 anonymous() = Chain(a=Dense(2 => 2), b=Chain(Dense(2 => 2), x -> sum(x; dims=1)))

@@ -78,7 +78,7 @@ Write down `f.(xs...)`.
 function elementwise(f, x::Traced)
     rule = elementwiserule(f)
     rule === nothing && throw(UnsupportedOperator(string(
-        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", f isa Function ? functionname(f) : f,
+        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", functionname(f),
         "; use a function of NNlib's"
     )))
     return rule(x)
@@ -92,7 +92,7 @@ function elementwise(f, xs...)
     x = first(x for x in xs if x isa Traced)
     operator = get(BINARY, f, nothing)
     operator === nothing && throw(UnsupportedOperator(string(
-        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", f isa Function ? functionname(f) : f,
+        here(x.writer, owner(x.writer)), ": ONNX has no operator for ", functionname(f),
         " of several numbers"
     )))
     return foldl(xs) do a, b

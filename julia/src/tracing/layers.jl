@@ -219,8 +219,8 @@ end
 """
     sizeafter(call, inputs)
 
-The size of what an operator or a network gives: it is run twice, with two lengths for what isn't fixed, on which
-then depends what differs. It is `nothing` where that doesn't work.
+The size of what an operator or a network gives: it is run twice, with two lengths for what isn't
+fixed, on which then depends what differs. It is `nothing` where that doesn't work.
 """
 function sizeafter(call, inputs)
     any(x -> x isa Traced && x.size === nothing, inputs) && return nothing
