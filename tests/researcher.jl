@@ -137,4 +137,19 @@ using OnnxJL: slice
         made = FluxGraph(Network(Node[], Dict(), ["x"], ["x"], Dict("" => 17)))
         @test_throws "was made in Julia" OnnxJL.save(made, "made.onnx")
     end
+
+    @testset "a model written by hand" begin
+        chain = Chain(
+            Conv((3, 3), 1 => 8, relu; pad=1), GlobalMeanPool(), Flux.flatten, Dense(8 => 10)
+        )
+        made = OnnxJL.load(chain, (28, 28, 1, nothing))
+        @test made(x) ≈ chain(x)
+        @test made["1"].weight === chain[1].weight
+        @test startswith(OnnxJL.save(made, joinpath(results, "chain.onnx")), "equals")
+        half = prune(made, only(groups(made)) => 1:4)
+        @test size(half["1"].weight) == (3, 3, 1, 4)
+        @test_throws "OnnxJL.load(model, size)" OnnxJL.save(
+            FluxGraph(chain, (28, 28, 1, nothing)), joinpath(results, "none.onnx")
+        )
+    end
 end

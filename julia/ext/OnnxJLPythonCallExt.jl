@@ -240,7 +240,7 @@ function model(graph::FluxGraph)
     origin = graph.program.origin
     origin isa Origin || throw(ArgumentError(
         "this network was made in Julia, and has no ONNX graph that says what its inputs are: " *
-        "it must come from OnnxJL.load, or from Python's onnxjl.to_flux"
+        "make it with OnnxJL.load(model, size), or from a file"
     ))
     return python("flux").FluxModel(origin.graph, graph)
 end
@@ -251,6 +251,19 @@ network(model::Py) = pyconvert(FluxGraph, model.julia)
 function OnnxJL.load(path; options...)
     translated() do
         network(python("flux").to_flux(given(path); givenoptions(options)...))
+    end
+end
+
+OnnxJL.load(model, size::Tuple; input_name="input", options...) =
+    OnnxJL.load(model, input_name => size; options...)
+
+function OnnxJL.load(
+    model, inputs::Pair{<:AbstractString,<:Tuple}...; output_name="output", device="cpu"
+)
+    shapes = pydict(name => pytuple(reverse(size)) for (name, size) in inputs)
+    translated() do
+        # As Julia's own object: an array or a function would else become one of Python's.
+        network(python("flux").from_flux(pyjl(model); input_shape=shapes, output_name, device))
     end
 end
 

@@ -2,9 +2,12 @@
 
 """
     load(path; device="cpu", options...) -> FluxGraph
+    load(model, size; input_name="input", output_name="output") -> FluxGraph
+    load(model, "a" => size, "b" => size, …; output_name="output") -> FluxGraph
 
-Read an ONNX file. The options are those of Python's `onnxjl.load`. Needs PythonCall, and the Python
-package onnxjl.
+Read an ONNX file, or take a model of Flux layers, whose arrays are shared, as
+`FluxGraph(model, size)` does; this one can be saved. The options of a file are those of Python's
+`onnxjl.load`. Needs PythonCall, and the Python package onnxjl.
 """
 function load end
 
