@@ -98,7 +98,11 @@ class Progress:
         while not self._stop.wait(wait):
             wait = _INTERVAL
             if _open and _open[-1] is self:
-                self._show(self._line()[: shutil.get_terminal_size().columns - 1])
+                # What is wider than a terminal breaks its line, and that can't be drawn anew.
+                width = (
+                    None if _of_notebook(self._stream) else shutil.get_terminal_size().columns - 1
+                )
+                self._show(self._line()[:width])
 
     def _show(self, line: str) -> None:
         # Spaces over what was longer: a notebook knows no sequence that erases it.
