@@ -29,7 +29,7 @@ DATA = NETWORK.with_suffix(".calib.npz")
 
 def in_julia(test):
     """Mark a test that runs a Julia of its own for minutes."""
-    for mark in (pytest.mark.slow, needs_julia, pytest.mark.xdist_group("julia")):
+    for mark in (pytest.mark.slow, needs_julia, pytest.mark.xdist_group("researcher")):
         test = mark(test)
     return test
 
