@@ -130,18 +130,21 @@ def test_gradients_of_whole_networks_are_those_of_pytorch(name, tmp_path):
     made = export_gradients.reference(module, network, path, samples)
     single = onnxjl.to_flux(path)
     double = single.moved({}, 0.0)
-    for mode, expected in made.gradients.items():
+    for mode in ("test", "train"):
+        kept = mode if mode in made.losses else "test"
+        expected = made.gradients[kept]
         value, found = in_mode(double, mode).gradient(
             "cross-entropy", cast(made.feeds, "float64"), made.target
         )
-        assert value == pytest.approx(made.losses[mode], rel=1e-7)
+        assert value == pytest.approx(made.losses[kept], rel=1e-7)
         worst = differences(found, expected, FLOOR["float64"])
         assert max(worst.values()) < TOLERANCE["float64"], (mode, worst)
+        _, found = in_mode(single, mode).gradient("cross-entropy", made.feeds, made.target)
+        difference = whole_difference(found, expected)
         # Rounding to float32 takes some of millions of activations over a bend, and so does moving
         # the weights by 1e-5 of each.
-        _, found = in_mode(single, mode).gradient("cross-entropy", made.feeds, made.target)
-        usual = export_gradients.conditioning(module, made, mode)
-        assert whole_difference(found, expected) < max(TOLERANCE["float32"], usual)
+        if difference > TOLERANCE["float32"]:
+            assert difference < export_gradients.conditioning(module, made, kept)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher", "grasp"])

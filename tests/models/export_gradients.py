@@ -191,7 +191,7 @@ def reference(
         classes = module(*inputs).shape[1]
     target = torch.arange(samples) % classes
     losses, gradients = {}, {}
-    for mode in MODES:
+    for mode in modes(module):
         losses[mode], found = gradient(module, inputs, target, mode)
         gradients[mode] = by_weight(graph, module, found)
     feeds = {name: x.numpy() for name, x in zip(network.inputs, inputs, strict=True)}
@@ -225,6 +225,11 @@ def export(module: nn.Module, network: Network, inputs: tuple[Tensor, ...], file
             dynamo=False,
             **options,
         )
+
+
+def modes(module: nn.Module) -> tuple[str, ...]:
+    """Return the modes in which a network's gradients differ, or the one that stands for both."""
+    return MODES if normalizes_batches(module) else MODES[:1]
 
 
 def normalizes_batches(module: nn.Module) -> bool:
@@ -382,7 +387,7 @@ def unsettled(module: nn.Module, made: Reference) -> float:
     of a max pooling, that rounding to float32 decides.
     """
     change = 0.0
-    for mode in MODES:
+    for mode in made.losses:
         for exact, moved in nudged(module, made, mode, 4):
             least = 1e-3 * max(float(g.abs().max()) for g in exact.values())
             for name, g in exact.items():
@@ -412,7 +417,7 @@ def make(name: str) -> str:
         raise ValueError("no inputs give a gradient that is well conditioned")
     arrays: dict[str, np.ndarray] = {f"input/{key}": x for key, x in made.feeds.items()}
     arrays["target"] = made.target
-    for mode in MODES if normalizes_batches(module) else ("test",):
+    for mode in made.losses:
         arrays[f"loss/{mode}"] = np.float64(made.losses[mode])
         arrays |= {f"{mode}/{n}": g.astype(np.float32) for n, g in made.gradients[mode].items()}
     if name == "resnet":
