@@ -11,6 +11,7 @@ from models import pretrained, zoo
 
 import onnxjl
 from onnxjl import criteria
+from onnxjl.check import masked
 from onnxjl.errors import DataError, JuliaError, UsageError
 from onnxjl.session import open_session, run
 
@@ -19,6 +20,7 @@ pytestmark = [needs_julia, pytest.mark.xdist_group("julia")]
 TRAINED = Path(__file__).parent / "models" / "mnist-resnet14.onnx"
 # One of each path: residual, recurrent, attention, several inputs, TensorFlow.
 SMOKE = ("conv1d.ts17", "lstm.ts17", "bertlike.dynamo", "two_inputs.dynamo", "keras_attention.tf17")
+LARGE = 15_000_000
 # Exporters that leave the batch open.
 DYNAMIC = ("ts17", "dynamo", "tf13", "tf17")
 
@@ -115,6 +117,22 @@ def test_both_engines_make_the_same_network(small):
     assert small.plan == other.plan
     assert small.plan.engine == "flux"
     assert small.to_graph().fingerprint == other.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in zoo.NAMES if zoo.size(n) < LARGE])
+def test_both_engines_make_the_same_network_of_every_family(name):
+    graph = onnxjl.normalize(zoo.load(name))
+    request = {"amount": 0.3, "criterion": "random", "seed": 3}
+    other = onnxjl.prune(graph, **request)
+    small = onnxjl.prune(onnxjl.to_flux(graph), **request)
+    assert small.plan == other.plan
+    assert small.to_graph().fingerprint == other.fingerprint
+    # And Julia computes what onnxruntime does of the original, with what was removed masked.
+    feeds = zoo.inputs(zoo.load(name), seed=2)
+    expected = run(open_session(masked(graph, small.plan)), feeds)
+    for output, y in small.run(feeds).items():
+        assert relative(y, expected[output]) < 1e-4
 
 
 def test_a_pruned_model_is_saved_and_equals_its_file(small, samples, tmp_path):
