@@ -21,6 +21,8 @@ import numpy as np  # noqa: E402
 from measure import Measurement, arguments, memory  # noqa: E402
 
 import onnxjl  # noqa: E402
+from onnxjl.flux import julia  # noqa: E402
+from onnxjl.serialize import weight_bytes  # noqa: E402
 
 HANDWRITTEN = Path(__file__).with_name("handwritten.jl")
 LATER = 5
@@ -28,7 +30,7 @@ LATER = 5
 
 def write(model: str, size: str) -> None:
     """Write the hand-written network as an ONNX file."""
-    bridge = onnxjl.flux.julia()
+    bridge = julia()
     bridge.include(str(HANDWRITTEN))
     chain = bridge.resnet50()
     onnxjl.from_flux(chain, input_shape=(None, 3, int(size), int(size))).save(model, check=False)
@@ -45,7 +47,7 @@ def speed(path: str, batch: str, size: str) -> None:
     model.trainmode()
     found["gradient"] = seconds(lambda: model.backward("cross-entropy", x, target))
     found["named"] = seconds(lambda: model.gradient("cross-entropy", x, target))
-    flux = onnxjl.flux.julia().Flux
+    flux = julia().Flux
     _, gradient = model.backward("cross-entropy", x, target)
     state = flux.setup(flux.Adam(1e-4), model.julia)
     found["update"] = seconds(lambda: flux.update_b(state, model.julia, gradient))
@@ -64,11 +66,10 @@ def seconds(work: Callable[[], Any]) -> list[float]:
 
 def peak(path: str) -> None:
     """Measure the memory of `to_flux`."""
-    onnxjl.flux.julia()
+    julia()
     measurement = Measurement()
     model = measurement.step("to_flux", lambda: onnxjl.to_flux(path))
-    weights = sum(array.nbytes for array in model.graph.weights().values())
-    measurement.facts["weights"] = weights
+    measurement.facts["weights"] = weight_bytes(model.graph)
     measurement.report()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,8 +94,12 @@ def unmap(tensor: ir.TensorProtocol | None) -> None:
     with many small tensors that is more than the file.
     """
     if isinstance(tensor, ir.ExternalTensor):
-        with contextlib.suppress(BufferError):  # somebody holds the array: it goes when they do
+        try:
             tensor.release()
+        except BufferError:
+            # Somebody holds the array. It goes when they do; its pages can go before.
+            if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
+                tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
 def _add(digest: hashlib._Hash, name: str, array: np.ndarray) -> None:

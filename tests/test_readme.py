@@ -15,6 +15,7 @@ from flux_support import needs_julia
 
 import onnxjl
 from onnxjl import cli
+from onnxjl.flux import criterion_from
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -110,7 +111,7 @@ def test_python_with_julia_runs(page: Path, folder: Path) -> None:
     for code in blocks(page, "julia"):
         (folder / "mine.jl").write_text(code, encoding="utf-8")
         (name,) = re.findall(r"^function (\w+)\(group\)", code, re.MULTILINE)
-        criterion = onnxjl.flux.criterion_from(folder / "mine.jl", name)
+        criterion = criterion_from(folder / "mine.jl", name)
         model = onnxjl.to_flux("tests/models/mnist-resnet14.onnx")
         data = "tests/models/mnist-resnet14.calib.npz"
         small = onnxjl.prune(model, macs=0.7, criterion=criterion, data=data)
