@@ -39,7 +39,7 @@ class FluxRep(BackendRep):
         Parameters
         ----------
         inputs : arrays in the order of the network's inputs, or by name; one array alone where
-            there is one input.
+            there is one input. A sequence is a list of arrays, an empty optional value is None.
         """
         names = self.model.inputs
         if isinstance(inputs, np.ndarray):
@@ -48,10 +48,8 @@ class FluxRep(BackendRep):
             if len(inputs) != len(names):
                 raise UsageError(f"expected {len(names)} inputs, came {len(inputs)}")
             inputs = dict(zip(names, inputs, strict=True))
-        arrays = {name: np.asarray(x) for name, x in inputs.items()}
-        for name, array in arrays.items():
-            check_type(f"input '{name}'", array.dtype)
-        found = self.model.run(arrays)
+        values = {name: _value(f"input '{name}'", x) for name, x in inputs.items()}
+        found = self.model.run(values)
         return tuple(found[name] for name in self.model.output_names)
 
 
@@ -122,6 +120,17 @@ class FluxBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Return whether a device is the CPU."""
         return device == "CPU"
+
+
+def _value(where: str, given: Any) -> Any:
+    """An array, or such a list or None, of types that Julia has."""
+    if given is None:
+        return None
+    if isinstance(given, list):
+        return [_value(where, entry) for entry in given]
+    array = np.asarray(given)
+    check_type(where, array.dtype)
+    return array
 
 
 def _baked(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:

@@ -244,7 +244,7 @@ class FluxModel:
         JuliaError : a layer can't take what it gets.
         """
         with as_julia_error():
-            outputs = [np.asarray(y).T for y in julia().run(self.julia, self.arrays(inputs))]
+            outputs = [*map(handover.from_julia, julia().run(self.julia, self.arrays(inputs)))]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
@@ -318,7 +318,7 @@ class FluxModel:
 
     def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return inputs as Julia takes them: in the network's order, their axes reversed."""
-        return [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+        return [*map(handover.to_julia, self._ordered(inputs))]
 
     def finetune(self, data: Any, **options: Any) -> History:
         """Train the network, which changes in place; see `onnxjl.finetune.finetune`."""

@@ -133,7 +133,7 @@ def _row(operator: Operator, verdicts: Mapping[str, Verdict]) -> str:
         for known_as, _, kind in (layer.partition(": ") for layer in verdict.layers)
         if known_as == operator.label
     }
-    holds_graphs = operator.label in ("If", "Loop", "Scan")
+    holds_graphs = operator.label in ("If", "Loop", "Scan", "SequenceMap")
     own = [
         v
         for name, v in verdicts.items()
