@@ -202,7 +202,7 @@ function LinearAttention end
     v = stacked(value, size(value, 1) ÷ heads, 1)
     g = gated ? (stacked(decay, 1, size(decay, 1) ÷ heads),) : ()
     b = corrected ? (stacked(beta, 1, 1),) : ()
-    start = past_state === nothing ? zerostate(v, k) : widefloat(past_state)
+    start = past_state === nothing ? firststate(v, k) : widefloat(past_state)
     factor = iszero(scale) ? 1 / sqrt(eltype(q)(size(q, 1))) : eltype(q)(scale)
     y, state = scanned(LinearStep(gated, corrected), start, k, q, v, g..., b...)
     return narrowto(query, reshape(permutedims(factor .* y, (1, 2, 3, 5, 4)), :, tokens, batch)),
@@ -217,10 +217,10 @@ function linearrule(rule, decay, beta)
     return gated, corrected
 end
 
-zerostate(v, k) = fill!(similar(v, size(v, 1), size(k, 2), size(k, 3), size(k, 4)), 0)
+firststate(v, k) = fill!(similar(v, size(v, 1), size(k, 2), size(k, 3), size(k, 4)), 0)
 
 ChainRulesCore.@non_differentiable linearrule(::Any...)
-ChainRulesCore.@non_differentiable zerostate(::Any...)
+ChainRulesCore.@non_differentiable firststate(::Any...)
 
 "What a token does to the state, and what it reads there."
 struct LinearStep
