@@ -13,10 +13,11 @@ const TensorSequence = Vector{AbstractArray}
 sequenceof(xs...) = TensorSequence(collect(AbstractArray, xs))
 
 function ChainRulesCore.rrule(::typeof(sequenceof), xs...)
-    sequenceof_pullback(dys) = (NoTangent(), map(entrygradient, Tuple(unthunk(dys)))...)
+    sequenceof_pullback(dys) = (NoTangent(), entrygradients(dys)...)
     return sequenceof(xs...), sequenceof_pullback
 end
 
+entrygradients(dxs) = Any[entrygradient(dx) for dx in unthunk(dxs)]
 entrygradient(dx) = unthunk(dx)
 entrygradient(::Nothing) = ZeroTangent()
 
@@ -64,7 +65,7 @@ inserted(xs, x, k) = TensorSequence([xs[1:(k - 1)]; [x]; xs[k:end]])
 
 function ChainRulesCore.rrule(::typeof(inserted), xs, x, k)
     function inserted_pullback(dys)
-        dxs = map(entrygradient, collect(Any, unthunk(dys)))
+        dxs = entrygradients(dys)
         dx = popat!(dxs, k)
         return NoTangent(), dxs, dx, NoTangent()
     end
@@ -79,7 +80,7 @@ erased(xs, k) = deleteat!(copy(xs), k)
 
 function ChainRulesCore.rrule(::typeof(erased), xs, k)
     function erased_pullback(dys)
-        dxs = map(entrygradient, collect(Any, unthunk(dys)))
+        dxs = entrygradients(dys)
         return NoTangent(), insert!(dxs, k, ZeroTangent()), NoTangent()
     end
     return erased(xs, k), erased_pullback
@@ -135,8 +136,7 @@ end
 function ChainRulesCore.rrule(::typeof(splitsequence), x, d, lengths, keep)
     _, back = rrule(parts, x, d, lengths)
     function splitsequence_pullback(dys)
-        wide = map(unthunk(dys), lengths) do dy, n
-            dy = entrygradient(dy)
+        wide = map(entrygradients(dys), lengths) do dy, n
             dy isa AbstractArray ? reshape(dy, resized(x, d, n)) : dy
         end
         return back(Tuple(wide))[1:2]..., NoTangent(), NoTangent(), NoTangent()

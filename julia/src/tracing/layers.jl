@@ -279,7 +279,7 @@ for layer in (
 )
     @eval (layer::Flux.$layer)(x::Traced) = called(layer, x)
 end
-(graph::FluxGraph)(xs::Traced...) = called(graph, xs...)
+(graph::FluxGraph)(x::Traced, xs::Traced...) = called(graph, x, xs...)
 for mode in (:nearest, :bilinear, :trilinear)
     @eval (layer::Upsample{$(QuoteNode(mode))})(x::Traced) = called(layer, x)
 end
