@@ -242,12 +242,18 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
 
 def _infer_shapes(model: ir.Model) -> None:
     """Infer shapes; where they don't fit together, running the network says it better."""
+    every = list(model.graph.all_nodes())
+    sequences = any(n.op_type.startswith(("Optional", "Sequence", "SplitToSeq")) for n in every)
+    # The pass takes sequences for tensors where it finds no type.
+    untyped = [v for n in every for v in n.outputs if sequences and v.type is None]
     logger = logging.getLogger(ShapeInferencePass.__module__)
     before, logger.disabled = logger.disabled, True
     try:
         ShapeInferencePass()(model)
     finally:
         logger.disabled = before
+    for value in untyped:
+        value.type = value.shape = None
 
 
 def _resized(before: ir.Graph, after: ir.Graph) -> bool:
@@ -327,7 +333,7 @@ def _graph(
     )
 
 
-def _tensor(array: np.ndarray, name: str) -> ir.TensorProtocol:
+def _tensor(array: np.ndarray, name: str) -> ir.Tensor | ir.StringTensor:
     if array.dtype.kind not in _TEXT:
         return ir.Tensor(array, name=name)
     texts = [text.encode() for text in array.ravel()]

@@ -156,9 +156,9 @@ def _row(operator: Operator, verdicts: Mapping[str, Verdict]) -> str:
 
 
 def _typed(verdict: Verdict) -> bool:
-    """Whether a test has an element type, or a type, that Julia lacks."""
+    """Whether a test has an element type that Julia lacks."""
     return verdict.verdict == "unsupported" and any(
-        text in verdict.reason for text in (" holds ", "ONNX's element type", " is a sequence")
+        text in verdict.reason for text in (" holds ", "ONNX's element type")
     )
 
 
