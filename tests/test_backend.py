@@ -45,7 +45,8 @@ test_linear_attention_gated_delta_gqa test_optional_get_element_sequence
 test_rms_normalization_2d_axis1 test_rotary_embedding test_scan9_sum test_scatternd_add
 test_sequence_map_add_2_sequences test_sequence_model4 test_shape_start_1 test_slice_neg_steps
 test_softmax_axis_0 test_split_equal_parts_1d_opset18 test_string_split_maxsplit
-test_strnorm_model_monday_casesensintive_nochangecase test_swiglu test_tile test_top_k test_transpose_default test_where_example
+test_strnorm_model_monday_casesensintive_nochangecase test_swiglu test_tile test_top_k
+test_transpose_default test_where_example
 """.split()
 """A test or two of each family of operators."""
 

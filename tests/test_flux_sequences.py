@@ -75,7 +75,8 @@ def written(model: FluxModel) -> bytes:
 def check_equal(found: dict[str, Any], expected: list[Any]) -> None:
     for x, y in zip(found.values(), expected, strict=True):
         if isinstance(y, list):
-            assert isinstance(x, list) and len(x) == len(y)
+            assert isinstance(x, list)
+            assert len(x) == len(y)
             for one, other in zip(x, y, strict=True):
                 np.testing.assert_array_equal(one, other)
         else:
@@ -117,12 +118,15 @@ def test_gradient_goes_through_sequences(chunks: tuple[onnx.ModelProto, FluxMode
     np.testing.assert_allclose(found["weight"], x.T @ (2 * times * product), rtol=1e-4)
 
 
-def test_sequences_as_inputs_and_outputs() -> None:
-    model = onnxjl.to_flux(onnx.parser.parse_model(LISTS))
+def test_sequences_as_inputs_and_outputs(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LISTS)
+    model = onnxjl.to_flux(proto)
     sequence = [np.arange(n, dtype=np.float32) for n in (1, 3, 2)]
     found = model({"s": sequence, "o": np.zeros(2, np.float32)})
     check_equal(found, [sequence[:2], np.array(True)])
     check_equal(model({"s": sequence[:1], "o": None}), [[], np.array(False)])
+    outcome = model.save(tmp_path / "lists.onnx", inputs={"s": sequence, "o": None})
+    assert "Julia's own outputs" in str(outcome)
 
 
 def test_text(tmp_path: Path) -> None:
