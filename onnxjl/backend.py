@@ -48,8 +48,13 @@ class FluxRep(BackendRep):
             if len(inputs) != len(names):
                 raise UsageError(f"expected {len(names)} inputs, came {len(inputs)}")
             inputs = dict(zip(names, inputs, strict=True))
-        values = {name: _value(f"input '{name}'", x) for name, x in inputs.items()}
-        found = self.model.run(values)
+        for name, given in inputs.items():
+            if name in names:
+                value = self.model.value(name, given)
+                for array in value if isinstance(value, list) else [value]:
+                    if array is not None:
+                        check_type(f"input '{name}'", array.dtype)
+        found = self.model.run(inputs)
         return tuple(found[name] for name in self.model.output_names)
 
 
@@ -120,17 +125,6 @@ class FluxBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Return whether a device is the CPU."""
         return device == "CPU"
-
-
-def _value(where: str, given: Any) -> Any:
-    """An array, or such a list or None, of types that Julia has."""
-    if given is None:
-        return None
-    if isinstance(given, list):
-        return [_value(where, entry) for entry in given]
-    array = np.asarray(given)
-    check_type(where, array.dtype)
-    return array
 
 
 def _baked(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:

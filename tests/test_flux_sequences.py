@@ -49,7 +49,7 @@ agraph (seq(float[n]) s, optional(float[2]) o) => (seq(float[n]) t, bool there)
 
 WORDS = """
 <ir_version: 9, opset_import: ["": 20, "ai.onnx.ml": 4]>
-agraph (string[n] x) => (string[n] y, int64[n] label, bool[n] same)
+agraph (string[n] x) => (string[n] y, int64[n] label, bool[n] same, float[n] number)
 <string word = {"café"}>
 {
     y = StringConcat (x, word)
@@ -57,6 +57,8 @@ agraph (string[n] x) => (string[n] y, int64[n] label, bool[n] same)
         keys_strings = ["a", "ü"], values_int64s = [3, 4], default_int64 = 0
     > (x)
     same = Equal (x, word)
+    written = Cast <to = 8> (label)
+    number = Cast <to = 1> (written)
 }
 """
 
@@ -125,6 +127,10 @@ def test_sequences_as_inputs_and_outputs(tmp_path: Path) -> None:
     found = model({"s": sequence, "o": np.zeros(2, np.float32)})
     check_equal(found, [sequence[:2], np.array(True)])
     check_equal(model({"s": sequence[:1], "o": None}), [[], np.array(False)])
+    with pytest.raises(DataError, match="input 's' is a sequence: give a list of arrays"):
+        model({"s": np.zeros(2, np.float32), "o": None})
+    with pytest.raises(DataError, match="input 's' isn't optional"):
+        model({"s": None, "o": None})
     outcome = model.save(tmp_path / "lists.onnx", inputs={"s": sequence, "o": None})
     assert "Julia's own outputs" in str(outcome)
 

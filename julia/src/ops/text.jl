@@ -2,6 +2,18 @@
 
 array(x::AbstractString) = fill(x)
 
+const TEXT = 8  # ONNX's element type.
+
+texts(x::AbstractArray{<:AbstractString}) = x
+texts(x::AbstractArray{<:Integer}) = map(string, x)
+texts(x::AbstractArray{Bool}) = unwritten(x)
+texts(x::AbstractArray{<:AbstractFloat}) = unwritten(x)
+
+unwritten(x) = unsupported("a cast of ", eltype(x), " to text, which every engine does its own way")
+
+parsed(::Type{Bool}, x) = unsupported("a cast of text to Bool")
+parsed(::Type{T}, x) where {T<:Union{Integer,AbstractFloat}} = map(text -> parse(T, text), x)
+
 @nondifferentiable function StringNormalizer(
     X; case_change_action="NONE", is_case_sensitive=0, locale="en_US", stopwords=String[]
 )

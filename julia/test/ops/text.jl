@@ -58,3 +58,15 @@ end
     )
     @test far == [1]
 end
+
+@testset "Cast" begin
+    @test Operators.Cast([1, -20]; to=8) == ["1", "-20"]
+    @test Operators.Cast(["a"]; to=8) == ["a"]
+    @test Operators.CastLike(fill(7), ["a"]) == fill("7")
+    found = Operators.Cast(["1.5", "-2e3", "INF", "-inf", "nan"]; to=1)
+    @test isequal(found, Float32[1.5, -2000, Inf, -Inf, NaN])
+    @test Operators.CastLike(["12"], Int32[1]) == Int32[12]
+    @test_throws Operators.UnsupportedOperator Operators.Cast([1.5]; to=8)
+    @test_throws Operators.UnsupportedOperator Operators.Cast([true]; to=8)
+    @test_throws Operators.UnsupportedOperator Operators.Cast(["1"]; to=9)
+end
