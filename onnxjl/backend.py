@@ -39,7 +39,7 @@ class FluxRep(BackendRep):
         Parameters
         ----------
         inputs : arrays in the order of the network's inputs, or by name; one array alone where
-            there is one input.
+            there is one input. A sequence is a list of arrays, an empty optional value is None.
         """
         names = self.model.inputs
         if isinstance(inputs, np.ndarray):
@@ -48,10 +48,13 @@ class FluxRep(BackendRep):
             if len(inputs) != len(names):
                 raise UsageError(f"expected {len(names)} inputs, came {len(inputs)}")
             inputs = dict(zip(names, inputs, strict=True))
-        arrays = {name: np.asarray(x) for name, x in inputs.items()}
-        for name, array in arrays.items():
-            check_type(f"input '{name}'", array.dtype)
-        found = self.model.run(arrays)
+        for name, given in inputs.items():
+            if name in names:
+                value = self.model.value(name, given)
+                for array in value if isinstance(value, list) else [value]:
+                    if array is not None:
+                        check_type(f"input '{name}'", array.dtype)
+        found = self.model.run(inputs)
         return tuple(found[name] for name in self.model.output_names)
 
 

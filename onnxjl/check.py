@@ -334,16 +334,14 @@ def _send(
 ) -> None:
     """Write the request as `check_process` reads it."""
     buffer = io.BytesIO()
-    # bfloat16 has no place in npz: its bits travel as uint16.
-    bits = [
-        a.view(np.uint16) if a.dtype.name == "bfloat16" else a
-        for a in (*feeds.values(), *expected.values())
-    ]
-    halves = [n for n, a in feeds.items() if a.dtype.name == "bfloat16"]
-    np.savez(buffer, **{f"array{index}": array for index, array in enumerate(bits)})
+    flat: list[np.ndarray] = []
+    layouts = [{n: _flatten(x, flat) for n, x in values.items()} for values in (feeds, expected)]
+    halves = [index for index, a in enumerate(flat) if a.dtype.name == "bfloat16"]
+    stored: dict[str, Any] = {f"array{index}": _storable(a) for index, a in enumerate(flat)}
+    np.savez(buffer, **stored)
     arrays = buffer.getvalue()
     request: dict[str, Any] = {"mode": mode, "path": os.fspath(path), "arrays": len(arrays)}
-    request |= {"feeds": list(feeds), "expected": list(expected), "bfloat16": halves}
+    request |= {"feeds": layouts[0], "expected": layouts[1], "bfloat16": halves}
     proto, tensors = b"", {}
     if isinstance(reference, Path):
         request["reference"] = os.fspath(reference)
@@ -428,3 +426,20 @@ def _zero_where_nan(
     clean.outputs[0].type = ir.TensorType(dtype)
     graph.insert_before(before, (gone, clean))
     return clean.outputs[0]
+
+
+def _flatten(value: Any, arrays: list[np.ndarray]) -> Any:
+    """Add the arrays of a value; return their numbers, in a list where it's a sequence."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [_flatten(entry, arrays) for entry in value]
+    arrays.append(np.asarray(value))
+    return len(arrays) - 1
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """An array as npz has a place for it: the bits of bfloat16 as uint16, strings as such."""
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16)
+    return array.astype(str) if array.dtype.kind == "O" else array

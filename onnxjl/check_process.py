@@ -91,19 +91,27 @@ def _read(stream: IO[bytes], count: int) -> np.ndarray:
     return array
 
 
-def _arrays(
-    request: dict[str, Any], stream: IO[bytes]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _arrays(request: dict[str, Any], stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Inputs, and the outputs to expect where they are known."""
     with np.load(io.BytesIO(stream.read(request["arrays"])), allow_pickle=False) as file:
         arrays = [file[f"array{index}"] for index in range(len(file.files))]
-    feeds = dict(zip(request["feeds"], arrays, strict=False))
-    expected = dict(zip(request["expected"], arrays[len(feeds) :], strict=True))
-    for name in request["bfloat16"]:
+    for index in request["bfloat16"]:
         import ml_dtypes
 
-        feeds[name] = feeds[name].view(ml_dtypes.bfloat16)
+        arrays[index] = arrays[index].view(ml_dtypes.bfloat16)
+    arrays = [array.astype(object) if array.dtype.kind == "U" else array for array in arrays]
+    feeds, expected = (
+        {name: _nested(layout, arrays) for name, layout in request[key].items()}
+        for key in ("feeds", "expected")
+    )
     return feeds, expected
+
+
+def _nested(layout: Any, arrays: list[np.ndarray]) -> Any:
+    """The value with arrays in the place of their numbers."""
+    if isinstance(layout, list):
+        return [_nested(entry, arrays) for entry in layout]
+    return None if layout is None else arrays[layout]
 
 
 def _finite(outputs: dict[str, Any]) -> dict[str, Any]:

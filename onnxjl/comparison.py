@@ -99,7 +99,7 @@ def compare_outputs(
     Parameters
     ----------
     a, b : outputs as onnxruntime returns them (arrays, sequences of them, maps), by name.
-    inputs : the inputs that gave them; only their shapes are kept.
+    inputs : the inputs that gave them; only the shapes of arrays are kept.
     tolerance : see `Comparison`.
 
     Returns
@@ -109,7 +109,11 @@ def compare_outputs(
     entries: list[OutputComparison] = []
     for name in [*a, *(name for name in b if name not in a)]:
         entries += _compare_value(name, a.get(name), b.get(name))
-    shapes = {name: tuple(np.shape(array)) for name, array in (inputs or {}).items()}
+    shapes = {
+        name: tuple(np.shape(value))
+        for name, value in (inputs or {}).items()
+        if value is not None and _parts(value) is None
+    }
     return Comparison(tuple(entries), shapes, tolerance)
 
 

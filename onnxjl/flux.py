@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxjl import handover, julia_environment
 from onnxjl.criteria.gradient import mean_gradient
@@ -202,7 +203,8 @@ class FluxModel:
     def __init__(self, graph: Graph, julia: Any) -> None:
         self.graph = graph
         self.julia = julia
-        self._inputs = [value.name or "" for value in graph_inputs(graph)]
+        self._types = {value.name or "": value.type for value in graph_inputs(graph)}
+        self._inputs = [*self._types]
         self._outputs = [value.name or "" for value in graph.model.graph.outputs]
 
     @property
@@ -233,6 +235,7 @@ class FluxModel:
         Parameters
         ----------
         inputs : an array for a network with one input, else a dict by input name; ONNX's layout.
+            A sequence is a list of arrays, an optional value that is empty None.
 
         Returns
         -------
@@ -244,7 +247,7 @@ class FluxModel:
         JuliaError : a layer can't take what it gets.
         """
         with as_julia_error():
-            outputs = [np.asarray(y).T for y in julia().run(self.julia, self.arrays(inputs))]
+            outputs = [*map(handover.from_julia, julia().run(self.julia, self.arrays(inputs)))]
         if len(outputs) == 1:
             return outputs[0]
         return dict(zip(self._outputs, outputs, strict=True))
@@ -318,7 +321,28 @@ class FluxModel:
 
     def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return inputs as Julia takes them: in the network's order, their axes reversed."""
-        return [np.asarray(x, order="C").T for x in self._ordered(inputs)]
+        given = zip(self._inputs, self._ordered(inputs), strict=True)
+        return [handover.to_julia(self.value(name, x)) for name, x in given]
+
+    def value(self, name: str, given: Any) -> Any:
+        """Return what is given for an input as an array; a list of them where it's a sequence.
+
+        Raises
+        ------
+        DataError : it's None, and the input isn't optional; or no list, and the input a sequence.
+        """
+        kind = self._types[name]
+        if isinstance(kind, ir.OptionalType):
+            if given is None:
+                return None
+            kind = kind.elem_type
+        if given is None:
+            raise DataError(f"input '{name}' isn't optional")
+        if isinstance(kind, ir.SequenceType):
+            if not isinstance(given, list | tuple):
+                raise DataError(f"input '{name}' is a sequence: give a list of arrays")
+            return [np.asarray(entry) for entry in given]
+        return np.asarray(given)
 
     def finetune(self, data: Any, **options: Any) -> History:
         """Train the network, which changes in place; see `onnxjl.finetune.finetune`."""

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxjl.errors import UnsupportedOperator, UsageError
+from onnxjl.errors import DataError, UnsupportedOperator, UsageError
 from onnxjl.graph import FLOATING, Graph, node_name
 from onnxjl.inputs import graph_inputs
 
@@ -26,6 +26,9 @@ _TYPES = frozenset(
     )
 )
 
+_TEXT = "OSUT"
+"""The kinds of NumPy's types that hold strings."""
+
 
 def check_type(where: str, dtype: np.dtype) -> None:
     """Raise an UnsupportedOperator unless Julia has this element type.
@@ -34,25 +37,62 @@ def check_type(where: str, dtype: np.dtype) -> None:
     ----------
     where : what has it, for the message.
     """
-    if dtype not in _TYPES:
-        kind = "strings" if dtype.kind in "OSUT" else dtype.name
+    if dtype not in _TYPES and dtype.kind not in _TEXT:
         raise UnsupportedOperator(
-            f"{where} holds {kind}: the Flux engine has 16, 32 and 64-bit floats, 8 to 64-bit "
-            "integers and booleans; convert the model"
+            f"{where} holds {dtype.name}: the Flux engine has 16, 32 and 64-bit floats, 8 to "
+            "64-bit integers, booleans and strings; convert the model"
         )
 
 
 def check_inputs(graph: Graph) -> None:
-    """Raise an UnsupportedOperator unless every input of the graph is a tensor that Julia has."""
+    """Raise an UnsupportedOperator unless every input of the graph has a type that Julia has."""
     for value in graph_inputs(graph):
-        if isinstance(value.type, ir.TensorType):
-            check_type(f"input '{value.name}'", value.type.dtype.numpy())
-        elif value.type is not None:
-            kind = type(value.type).__name__.removesuffix("Type").lower()
-            article = "an" if kind.startswith("o") else "a"
+        kind = value.type
+        while isinstance(kind, ir.SequenceType | ir.OptionalType):
+            kind = kind.elem_type
+        if isinstance(kind, ir.TensorType):
+            check_type(f"input '{value.name}'", kind.dtype.numpy())
+        elif kind is not None:
+            name = type(kind).__name__.removesuffix("Type").lower()
             raise UnsupportedOperator(
-                f"input '{value.name}' is {article} {kind}: the Flux engine has tensors only"
+                f"input '{value.name}' is of type {name}: the Flux engine has tensors, sequences "
+                "and optional values"
             )
+
+
+def to_julia(value: Any) -> Any:
+    """Return a value as Julia takes it: its axes reversed, texts as `str`.
+
+    Parameters
+    ----------
+    value : an array, a list of values for a sequence, or None for an optional value that is empty.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [to_julia(entry) for entry in value]
+    array = np.asarray(value, order="C")
+    return (_texts(array) if array.dtype.kind in _TEXT else array).T
+
+
+def from_julia(value: Any) -> Any:
+    """Return a value that Julia gives, with its axes reversed, as `to_julia` takes it."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [from_julia(entry) for entry in value]
+    return np.asarray(value).T
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    """An array of strings or bytes as one of `str`."""
+    texts = [x.decode() if isinstance(x, bytes) else x for x in array.ravel().tolist()]
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"expected an array of strings, came one with {text!r}")
+    result = np.empty(len(texts), dtype=object)
+    result[:] = texts
+    return result.reshape(array.shape)
 
 
 def nodes(graph: ir.Graph) -> list[PlainNode]:
@@ -87,7 +127,7 @@ def tensors(graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
     for name in graph.model.graph.initializers:
         array = graph.weight(name)
         check_type(f"initializer '{name}'", array.dtype)
-        yield name, np.asarray(array, order="C").T
+        yield name, to_julia(array)
         del array
         graph.unmap(name)
 
@@ -202,12 +242,18 @@ def to_graph(like: Graph, delivered: Sequence[Any]) -> Graph:
 
 def _infer_shapes(model: ir.Model) -> None:
     """Infer shapes; where they don't fit together, running the network says it better."""
+    every = list(model.graph.all_nodes())
+    sequences = any(n.op_type.startswith(("Optional", "Sequence", "SplitToSeq")) for n in every)
+    # The pass takes sequences for tensors where it finds no type.
+    untyped = [v for n in every for v in n.outputs if sequences and v.type is None]
     logger = logging.getLogger(ShapeInferencePass.__module__)
     before, logger.disabled = logger.disabled, True
     try:
         ShapeInferencePass()(model)
     finally:
         logger.disabled = before
+    for value in untyped:
+        value.type = value.shape = None
 
 
 def _resized(before: ir.Graph, after: ir.Graph) -> bool:
@@ -247,7 +293,7 @@ def _graph(
         if name not in values:
             values[name] = ir.Value(name=name) if original is None else _value(original)
         value = values[name]
-        tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+        tensor = _tensor(np.asarray(array, order="C"), name)
         value.const_value, value.shape = tensor, tensor.shape
         value.type = ir.TensorType(tensor.dtype)
     made = []
@@ -287,6 +333,13 @@ def _graph(
     )
 
 
+def _tensor(array: np.ndarray, name: str) -> ir.Tensor | ir.StringTensor:
+    if array.dtype.kind not in _TEXT:
+        return ir.Tensor(array, name=name)
+    texts = [text.encode() for text in array.ravel()]
+    return ir.StringTensor(texts, shape=ir.Shape(array.shape), name=name)
+
+
 def _delivered(plain: Sequence[Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """Nodes and arrays as Julia delivers them, the arrays in ONNX's layout."""
     nodes, arrays = plain
@@ -321,7 +374,7 @@ def _inner(graph: ir.Graph) -> tuple[Any, ...]:
         if value.const_value is not None:
             array = value.const_value.numpy()
             check_type(f"initializer '{name}'", array.dtype)
-            arrays.append((name, np.asarray(array, order="C").T))
+            arrays.append((name, to_julia(array)))
     return (
         nodes(graph),
         arrays,
@@ -358,9 +411,11 @@ def _plain(node: ir.Node, attribute: ir.Attr) -> Any:
             check_type(
                 f"node '{node_name(node)}' ({node.op_type}): '{attribute.name}'", array.dtype
             )
-            return np.asarray(array, order="C").T
+            return to_julia(array)
         case kind.GRAPH:
             return _inner(attribute.as_graph())
+        case kind.TYPE_PROTO:
+            return str(attribute.value)
         case _:
             raise UnsupportedOperator(
                 f"node '{node_name(node)}' ({node.op_type}): the Flux engine doesn't know its "

@@ -47,17 +47,6 @@ EXCLUSIONS = (
         "integers of 4 or 2 bits: Julia has no such types",
     ),
     Exclusion(
-        r"test_(string|strnorm|regex|tfidf|ai_onnx_ml_label_encoder_(string|tensor)).*"
-        r"|test_.*string.*|test_equal_string.*",
-        "text: strings have no gradient and nothing to prune",
-    ),
-    Exclusion(
-        r"test_(sequence|split_to_sequence|optional).*|test_(identity|if)_(seq|opt|sequence)"
-        r"|test_loop1\d_seq.*",
-        "sequences and optional values: every value is a tensor, but for sequences that "
-        "normalization takes apart",
-    ),
-    Exclusion(
         r"test_(adagrad|adam|momentum|nesterov_momentum|gradient_of).*",
         "optimizers and gradients as ONNX operators (preview): Flux has its own",
     ),
@@ -67,14 +56,10 @@ EXCLUSIONS = (
     ),
     Exclusion(r"test_bernoulli.*", "random numbers: no two engines draw the same"),
     Exclusion(
-        r"test_ai_onnx_ml_(array_feature|binarizer|tree_ensemble).*",
-        "ai.onnx.ml: trees and feature tables aren't neural networks",
+        r"test_ai_onnx_ml_tree_ensemble.*",
+        "ai.onnx.ml: trees aren't neural networks",
     ),
     Exclusion(r"test_image_decoder.*", "files of images: not a network's arithmetic"),
     Exclusion(r"test_flexattention(?!.*_expanded).*", "ai.onnx.preview: may change any day"),
-    Exclusion(
-        r"test_(causal_conv_with_state|linear_attention)(?!.*_expanded).*",
-        "new with operator set 27, and not written yet: the functions that they stand for run",
-    ),
     Exclusion(r"test_scan_sum", "Scan of operator set 8, on batches, as no later one is"),
 )

@@ -133,7 +133,7 @@ def _row(operator: Operator, verdicts: Mapping[str, Verdict]) -> str:
         for known_as, _, kind in (layer.partition(": ") for layer in verdict.layers)
         if known_as == operator.label
     }
-    holds_graphs = operator.label in ("If", "Loop", "Scan")
+    holds_graphs = operator.label in ("If", "Loop", "Scan", "SequenceMap")
     own = [
         v
         for name, v in verdicts.items()
@@ -156,9 +156,9 @@ def _row(operator: Operator, verdicts: Mapping[str, Verdict]) -> str:
 
 
 def _typed(verdict: Verdict) -> bool:
-    """Whether a test has an element type, or a type, that Julia lacks."""
+    """Whether a test has an element type that Julia lacks."""
     return verdict.verdict == "unsupported" and any(
-        text in verdict.reason for text in (" holds ", "ONNX's element type", " is a sequence")
+        text in verdict.reason for text in (" holds ", "ONNX's element type")
     )
 
 

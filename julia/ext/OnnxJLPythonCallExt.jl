@@ -8,6 +8,7 @@ using PythonCall
 
 "A Julia array of its own, of an array of NumPy's in Fortran's order."
 function ownarray(x)
+    pyconvert(Bool, x.dtype.hasobject) && return owntexts(x)
     view = PyArray(x; copy=false)
     own = Array{eltype(view)}(undef, size(view))
     # Byte by byte: what is mapped from a file need not be aligned.
@@ -17,8 +18,25 @@ function ownarray(x)
     return own
 end
 
+"A Julia array of its own of a NumPy array of Python's texts."
+owntexts(x) = reshape(texts(x.ravel(order="F").tolist()), pyconvert(Tuple, x.shape))
+
+"A Julia value of its own, of an array, a list of values or None."
+function ownvalue(x)
+    pyis(x, pybuiltins.None) && return nothing
+    pyisinstance(x, pybuiltins.list) || return ownarray(x)
+    return OnnxJL.Operators.TensorSequence([ownvalue(entry) for entry in x])
+end
+
 "The same bytes as a transposed NumPy array."
 numpyarray(x::AbstractArray) = Py(convert(Array, x)).to_numpy()
+numpyarray(x::AbstractArray{<:AbstractString}) =
+    pyimport("numpy").array(pylist(vec(x)), dtype="O").reshape(size(x), order="F")
+
+"A Julia value as Python has it: a NumPy array, a list of values or None."
+pythonvalue(x::AbstractArray) = numpyarray(x)
+pythonvalue(x::OnnxJL.Operators.TensorSequence) = pylist(map(pythonvalue, x))
+pythonvalue(::Nothing) = pybuiltins.None
 
 texts(x) = pyconvert(Vector{String}, x)
 
@@ -109,12 +127,12 @@ function delivered(network::Network)
 end
 
 function OnnxJL.run(graph, inputs)
-    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
-    return pylist(map(numpyarray, y isa Tuple ? collect(Any, y) : Any[y]))
+    y = graph(map(mover(graph) ∘ ownvalue, Py(inputs))...)
+    return pylist(map(pythonvalue, y isa Tuple ? collect(Any, y) : Any[y]))
 end
 
-OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, map(mover(graph) ∘ ownarray, Py(inputs)))
-OnnxJL.outputs(pass::Pass) = pylist(map(numpyarray, collect(Any, pass.outputs)))
+OnnxJL.forward(graph, inputs) = OnnxJL.startpass(graph, map(mover(graph) ∘ ownvalue, Py(inputs)))
+OnnxJL.outputs(pass::Pass) = pylist(map(pythonvalue, collect(Any, pass.outputs)))
 OnnxJL.backward(pass::Pass, Δ::PyList) =
     OnnxJL.backward(pass, map(mover(first(pass.outputs)) ∘ ownarray, Py(Δ)))
 
@@ -140,7 +158,7 @@ function OnnxJL.distil(pass::Pass, value, Δ, teacher::PyArray, temperature, wei
 end
 
 function OnnxJL.infer(graph, inputs)
-    y = graph(map(mover(graph) ∘ ownarray, Py(inputs))...)
+    y = graph(map(mover(graph) ∘ ownvalue, Py(inputs))...)
     return Pass(y isa Tuple ? y : (y,), nothing)
 end
 

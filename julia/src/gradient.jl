@@ -9,6 +9,7 @@ apply(layer, inputs...) = layer(inputs...)
 
 "Whether a gradient can reach a value."
 isreal(x) = x isa AbstractArray{<:AbstractFloat}
+isreal(x::Operators.TensorSequence) = any(isreal, x)
 
 "Whether a layer may have parameters."
 parametric(layer) = true

@@ -64,6 +64,7 @@ NodeError(step::Step, inputs, cause) = NodeError(
 described(x::AbstractArray) = string(eltype(x), "[", join(reverse(size(x)), "×"), "]")
 described(x) = string(typeof(x))
 described(::Nothing) = "none"
+described(x::Operators.TensorSequence) = string("[", join(map(described, x), ", "), "]")
 
 function (graph::FluxGraph)(inputs...)
     values = start(graph, inputs)

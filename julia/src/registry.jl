@@ -10,7 +10,7 @@ function operators()
         (domain, operator, !(f in Operators.NONDIFFERENTIABLE))
         for ((domain, operator), f) in Operators.OPERATORS
     ]
-    return sort!([rows; [("", name, true) for name in ("If", "Loop", "Scan")]])
+    return sort!([rows; [("", name, true) for name in ("If", "Loop", "Scan", "SequenceMap")]])
 end
 
 """

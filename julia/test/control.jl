@@ -34,6 +34,10 @@ scale = Dict{String,AbstractArray}("w" => [2.0, 3.0])
     @test FluxGraph(network(moved))(fill(true), [1.0, 2.0]) == [3, 8]
 end
 
+@testset "A graph without inputs" begin
+    @test whole([node("Identity", ["w"], ["y"])], String[], ["y"]; tensors=scale)() == [2, 3]
+end
+
 # s ← s · w + x, and the new s as a row, while s is below a limit.
 step = body(
     [

@@ -43,11 +43,25 @@ struct Scan
     outputs::Vector{Tuple{Int,Bool}}
 end
 
+"""
+    SequenceMap(body, inputs)
+
+    sequences... = SequenceMap(body, n)(sequence, inputs..., outer...)
+
+ONNX's `SequenceMap`: `(entry...) = body(entries..., outer...)` for each place of the sequence. Of
+its `n` inputs those that are no sequences are the same each time.
+"""
+struct SequenceMap
+    body::FluxGraph
+    inputs::Int
+end
+
 Flux.@layer If
 Flux.@layer Loop
 Flux.@layer Scan
+Flux.@layer SequenceMap
 
-const Control = Union{If,Loop,Scan}
+const Control = Union{If,Loop,Scan,SequenceMap}
 const Repeated = Union{Loop,Scan}
 
 """
@@ -57,11 +71,12 @@ The graphs that a layer holds, by the ONNX attribute that each is.
 """
 graphs(layer) = ()
 graphs(layer::If) = (then_branch=layer.then_branch, else_branch=layer.else_branch)
-graphs(layer::Repeated) = (body=layer.body,)
+graphs(layer::Union{Repeated,SequenceMap}) = (body=layer.body,)
 
 operator(::If) = "If"
 operator(::Loop) = "Loop"
 operator(::Scan) = "Scan"
+operator(::SequenceMap) = "SequenceMap"
 
 attributes(layer::Control, node) = Dict{Symbol,Any}(
     name => network(graph, node.attributes[name].inputs) for (name, graph) in pairs(graphs(layer))
@@ -100,6 +115,9 @@ function functional(::Val{:Scan}, node::Node, network::Network)
         pairwise(:scan_output_axes, :scan_output_directions, rows),
     )
 end
+
+functional(::Val{:SequenceMap}, node::Node, network::Network) =
+    SequenceMap(inner(node, :body, network), length(node.attributes[:body].inputs))
 
 "A graph of a node as layers: it takes the values from outside after its own inputs."
 function inner(node::Node, name::Symbol, network::Network)
@@ -265,6 +283,50 @@ accumulated(a, b) = Tangent{FluxGraph}(;
     layers=map(Zygote.accum, a.layers, b.layers),
     parameters=map(Zygote.accum, a.parameters, b.parameters),
 )
+
+(layer::SequenceMap)(inputs...) =
+    sequences(layer, [parted(layer.body, entries(layer, inputs, k)) for k in eachindex(inputs[1])])
+
+"What the body is given for the `k`-th place."
+entries(layer::SequenceMap, inputs, k) =
+    ntuple(i -> mapped(layer, inputs, i) ? inputs[i][k] : inputs[i], length(inputs))
+
+mapped(layer::SequenceMap, inputs, i) =
+    i <= layer.inputs && inputs[i] isa Operators.TensorSequence
+
+function sequences(layer::SequenceMap, found)
+    count = length(layer.body.program.outputs)
+    y = ntuple(j -> Operators.TensorSequence([outputs[j] for outputs in found]), count)
+    return count == 1 ? only(y) : y
+end
+
+function ChainRulesCore.rrule(config::RuleConfig{>:HasReverseMode}, layer::SequenceMap, inputs...)
+    passes = [
+        ChainRulesCore.rrule(config, layer.body, entries(layer, inputs, k)...)
+        for k in eachindex(inputs[1])
+    ]
+    y = sequences(layer, [tupled(found) for (found, _) in passes])
+    function sequencemap_pullback(Δ)
+        Δs = map(gradientpart, y isa Tuple ? Tuple(unthunk(Δ)) : (Δ,))
+        graph = nothing
+        Δinputs = Any[
+            mapped(layer, inputs, i) ? Any[ZeroTangent() for _ in x] : nothing
+            for (i, x) in enumerate(inputs)
+        ]
+        for (k, (_, back)) in enumerate(passes)
+            Δbody = map(Δ -> Δ === nothing ? nothing : gradientpart(Δ[k]), Δs)
+            all(isnothing, Δbody) && continue
+            tangent, found... = back(y isa Tuple ? Δbody : only(Δbody))
+            graph = accumulated(graph, tangent)
+            for (i, Δ) in enumerate(found)
+                mapped(layer, inputs, i) ? Δinputs[i][k] = Δ : add!(Δinputs, i, Δ)
+            end
+        end
+        tangent = graph === nothing ? ZeroTangent() : Tangent{SequenceMap}(; body=graph)
+        return tangent, map(Δ -> something(Δ, ZeroTangent()), Δinputs)...
+    end
+    return y, sequencemap_pullback
+end
 
 function Base.show(io::IO, layer::Control)
     named = [string(name, "=", graph) for (name, graph) in pairs(graphs(layer))]

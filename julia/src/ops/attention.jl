@@ -178,3 +178,107 @@ function alternated(a, b)
     pairs = cat(reshape(a, 1, size(a)...), reshape(b, 1, size(b)...); dims=1)
     return reshape(pairs, 2size(a, 1), size(a)[2:end]...)
 end
+
+"""
+    LinearAttention(query, key, value; …)
+
+For each token, `S ← exp(decay) S + β (v - exp(decay) S k) kᵀ` and `y = scale S q`, where S is a
+state of size v × k × heads, and the rule without a delta adds `v kᵀ`. Sizes are features × tokens ×
+batch.
+"""
+function LinearAttention end
+
+@operator function LinearAttention(query, key, value, past_state=nothing, decay=nothing,
+        beta=nothing; chunk_size=64, kv_num_heads, q_num_heads, scale=0.0f0,
+        update_rule="gated_delta")
+    gated, corrected = linearrule(update_rule, decay, beta)
+    heads, (_, tokens, batch) = kv_num_heads, size(query)
+    # One matrix for each head of keys and each of the batch, for token after token.
+    stacked(x, rows, columns) = permutedims(
+        reshape(widefloat(x), rows, columns, :, tokens, batch), (1, 2, 3, 5, 4)
+    )
+    k = stacked(key, 1, size(key, 1) ÷ heads)
+    q = stacked(query, size(query, 1) ÷ q_num_heads, q_num_heads ÷ heads)
+    v = stacked(value, size(value, 1) ÷ heads, 1)
+    g = gated ? (stacked(decay, 1, size(decay, 1) ÷ heads),) : ()
+    b = corrected ? (stacked(beta, 1, 1),) : ()
+    start = past_state === nothing ? firststate(v, k) : widefloat(past_state)
+    factor = iszero(scale) ? 1 / sqrt(eltype(q)(size(q, 1))) : eltype(q)(scale)
+    y, state = scanned(LinearStep(gated, corrected), start, k, q, v, g..., b...)
+    return narrowto(query, reshape(permutedims(factor .* y, (1, 2, 3, 5, 4)), :, tokens, batch)),
+        narrowto(something(past_state, query), state)
+end
+
+function linearrule(rule, decay, beta)
+    rule in ("linear", "gated", "delta", "gated_delta") || unsupported("update_rule ", rule)
+    gated, corrected = startswith(rule, "gated"), endswith(rule, "delta")
+    gated == (decay !== nothing) && corrected == (beta !== nothing) ||
+        throw(ArgumentError("decay goes with a gated rule, and beta with a delta rule"))
+    return gated, corrected
+end
+
+firststate(v, k) = fill!(similar(v, size(v, 1), size(k, 2), size(k, 3), size(k, 4)), 0)
+
+ChainRulesCore.@non_differentiable linearrule(::Any...)
+ChainRulesCore.@non_differentiable firststate(::Any...)
+
+"What a token does to the state, and what it reads there."
+struct LinearStep
+    gated::Bool
+    corrected::Bool
+end
+
+function (rule::LinearStep)(state, k, q, v, more...)
+    rule.gated && (state = state .* exp.(first(more)))
+    if rule.corrected
+        v = last(more) .* (v .- sum(state .* k; dims=2))
+    end
+    state = state .+ v .* k
+    return headproduct(state, q), state
+end
+
+"The products of matrices that stand along dimensions 3 and 4."
+headproduct(a, b) = reshape(
+    NNlib.batched_mul(reshape(a, size(a, 1), size(a, 2), :), reshape(b, size(b, 1), size(b, 2), :)),
+    size(a, 1), size(b, 2), size(a, 3), size(a, 4),
+)
+
+"""
+    scanned(step, state, xs...) -> ys, state
+
+`y, state = step(state, slices...)` for the slices of `xs` along their last dimension.
+"""
+function scanned(step, state, xs...)
+    ys = Any[]
+    for t in axes(first(xs), ndims(first(xs)))
+        y, state = step(state, slicesat(xs, t)...)
+        push!(ys, y)
+    end
+    return stack(ys), state
+end
+
+slicesat(xs, t) = map(x -> collect(selectdim(x, ndims(x), t)), xs)
+
+function ChainRulesCore.rrule(
+    config::RuleConfig{>:HasReverseMode}, ::typeof(scanned), step, state, xs...
+)
+    ys, backs = Any[], Any[]
+    for t in axes(first(xs), ndims(first(xs)))
+        (y, state), back = rrule_via_ad(config, step, state, slicesat(xs, t)...)
+        push!(ys, y)
+        push!(backs, back)
+    end
+    function scanned_pullback((dys, dstate))
+        dys, dstate = unthunk(dys), unthunk(dstate)
+        dxs = map(x -> fill!(similar(x), 0), xs)
+        for t in length(backs):-1:1
+            dy = dys isa AbstractArray ? collect(selectdim(dys, ndims(dys), t)) : ZeroTangent()
+            _, dstate, dslices... = map(unthunk, backs[t](Tangent{Any}(dy, dstate)))
+            foreach(dxs, dslices) do dx, dslice
+                dslice isa AbstractArray && (selectdim(dx, ndims(dx), t) .= dslice)
+            end
+        end
+        return NoTangent(), NoTangent(), dstate, dxs...
+    end
+    return (stack(ys), state), scanned_pullback
+end

@@ -278,3 +278,25 @@ function tapproducts(taps, w, dims, channels, batch)
     return reshape(NNlib.batched_mul(columns, repeated), NNlib.output_size(dims)...,
                    group * outputs, batch)
 end
+
+"""
+    CausalConvWithState(input, weight, bias, past_state; activation="none")
+
+A convolution of each channel along its length, each value with those before it; what came before
+the first is `past_state`, or zero. Sizes are length × channels × batch.
+"""
+function CausalConvWithState end
+
+@operator function CausalConvWithState(input, weight, bias=nothing, past_state=nothing;
+        activation="none")
+    activation in ("none", "silu", "swish") || unsupported("activation ", activation)
+    past = past_state === nothing ? nopast(input, size(weight, 1) - 1) : past_state
+    padded = concatenated(1, past, input)
+    y = Conv(padded, weight, bias; group=size(input, 2))
+    activation == "none" || (y = narrowto(y, NNlib.swish.(widefloat(y))))
+    return y, padded[(size(input, 1) + 1):end, :, :]
+end
+
+nopast(x, n) = fill!(similar(x, n, size(x, 2), size(x, 3)), 0)
+
+ChainRulesCore.@non_differentiable nopast(::Any...)

@@ -602,12 +602,16 @@ const ELEMENTTYPES = Dict{Int,DataType}(
 )
 
 @operator function Cast(input; to, saturate=1, round_mode="up")
+    to == TEXT && return texts(input)
     haskey(ELEMENTTYPES, to) || unsupported("a cast to ONNX's element type ", to)
+    eltype(input) <: AbstractString && return parsed(ELEMENTTYPES[to], input)
     castable(eltype(input))
     return converted(ELEMENTTYPES[to], input)
 end
 
 @operator function CastLike(input, target_type; saturate=1, round_mode="up")
+    eltype(target_type) <: AbstractString && return texts(input)
+    eltype(input) <: AbstractString && return parsed(eltype(target_type), input)
     castable(eltype(input))
     castable(eltype(target_type))
     return converted(eltype(target_type), input)

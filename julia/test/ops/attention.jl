@@ -56,3 +56,35 @@ end
                       ramp(2, 3, 2), ramp(2, 3, 2))
     end
 end
+
+@testset "LinearAttention" begin
+    # Two tokens of one head, with the state as the rule says: features 2, values 3.
+    k, v, q = numbers(2, 2, 1), numbers(3, 2, 1), numbers(2, 2, 1) .+ 1
+    heads = (kv_num_heads=1, q_num_heads=1, scale=1.0f0)
+    y, state = Operators.LinearAttention(q, k, v; heads..., update_rule="linear")
+    first_state = v[:, 1, 1] * k[:, 1, 1]'
+    last_state = first_state + v[:, 2, 1] * k[:, 2, 1]'
+    @test y[:, :, 1] ≈ [first_state * q[:, 1, 1] last_state * q[:, 2, 1]]
+    @test state[:, :, 1, 1] ≈ last_state
+    decay, beta, past = fill(-0.5, 1, 2, 1), fill(0.25, 1, 2, 1), numbers(3, 2, 1, 1)
+    y, _ = Operators.LinearAttention(q[:, 1:1, :], k[:, 1:1, :], v[:, 1:1, :], past,
+        decay[:, 1:1, :], beta[:, 1:1, :]; heads...)
+    kept = exp(-0.5) * past[:, :, 1, 1]
+    expected = kept + 0.25 * (v[:, 1, 1] - kept * k[:, 1, 1]) * k[:, 1, 1]'
+    @test vec(y) ≈ expected * q[:, 1, 1]
+    @test_throws ArgumentError Operators.LinearAttention(q, k, v; heads...)
+
+    shared = (kv_num_heads=2, q_num_heads=4)
+    q, k, v = numbers(8, 3, 2), numbers(4, 3, 2), numbers(6, 3, 2)
+    past, decay, beta = numbers(3, 2, 2, 2), numbers(4, 3, 2), numbers(2, 3, 2)
+    flat(results) = vcat(map(vec, results)...)
+    checkgradient(
+        (inputs...) -> flat(Operators.LinearAttention(inputs...; shared...)),
+        q, k, v, past, decay, beta,
+    )
+    checkgradient(
+        (inputs...) ->
+            first(Operators.LinearAttention(inputs...; shared..., update_rule="linear")),
+        q, k, v,
+    )
+end

@@ -71,3 +71,20 @@ end
                   x, sequence(2, 2, 2, 2), 0.7 .* sequence(4, 3, 16, 2), sequence(2),
                   sequence(4, 3, 8, 2))
 end
+
+@testset "CausalConvWithState" begin
+    x, w = reshape([1.0, 2, 3], 3, 1, 1), reshape([10.0, 1], 2, 1, 1)
+    y, state = Operators.CausalConvWithState(x, w)
+    @test vec(y) == [1, 12, 23]
+    @test vec(state) == [3]
+    y, state = Operators.CausalConvWithState(x[1:1, :, :], w, [0.5], fill(7.0, 1, 1, 1))
+    @test vec(y) == [71.5]
+    @test vec(state) == [1]
+    y, _ = Operators.CausalConvWithState(x, w; activation="silu")
+    @test vec(y) ≈ [1, 12, 23] ./ (1 .+ exp.(-[1, 12, 23]))
+    flat(results) = vcat(map(vec, results)...)
+    checkgradient(
+        (inputs...) -> flat(Operators.CausalConvWithState(inputs...; activation="swish")),
+        numbers(4, 2, 2), numbers(3, 1, 2), numbers(2), numbers(2, 2, 2),
+    )
+end
