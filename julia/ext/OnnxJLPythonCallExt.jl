@@ -7,7 +7,8 @@ using PythonCall
 # An array that Python holds has ONNX's dimensions reversed already: it is the transpose.
 
 "A Julia array of its own, of an array of NumPy's in Fortran's order."
-function ownarray(x)
+function ownarray(array)
+    x = Py(array)  # An argument of a call is a PyArray already.
     pyconvert(Bool, x.dtype.hasobject) && return owntexts(x)
     view = PyArray(x; copy=false)
     own = Array{eltype(view)}(undef, size(view))
