@@ -13,6 +13,7 @@ BEGIN = time.perf_counter()
 
 import json  # noqa: E402
 import statistics  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -30,9 +31,10 @@ LATER = 5
 
 def write(model: str, size: str) -> None:
     """Write the hand-written network as an ONNX file."""
-    bridge = julia()
-    bridge.include(str(HANDWRITTEN))
-    chain = bridge.resnet50()
+    julia()
+    main = sys.modules["juliacall"].Main
+    main.include(str(HANDWRITTEN))
+    chain = main.resnet50()
     onnxjl.from_flux(chain, input_shape=(None, 3, int(size), int(size))).save(model, check=False)
 
 
