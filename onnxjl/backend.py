@@ -17,6 +17,7 @@ from onnx.backend.base import Backend, BackendRep
 from onnxjl.errors import UnsupportedOperator, UsageError
 from onnxjl.flux import FluxModel, to_flux
 from onnxjl.handover import check_type
+from onnxjl.normalize import normalize
 
 _TRAINING = "nodes in training form"
 """How the warning begins with which a training form becomes an inference form."""
@@ -81,15 +82,16 @@ class FluxBackend(Backend):
 
         Raises
         ------
-        UnsupportedOperator : a node has an operator or an attribute that isn't there; or one in
-            training form, which `to_flux` would turn into the inference form.
+        UnsupportedOperator : a node has an operator or an attribute that isn't there, or a dropout
+            drops; or one is in the training form of operator sets before 14.
         """
         if not cls.supports_device(device):
             raise UsageError(f"there is no device '{device}', only 'CPU'")
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=_TRAINING)
             try:
-                return FluxRep(to_flux(_baked(model, bake) if bake else model))
+                graph = normalize(_baked(model, bake) if bake else model, training=True)
+                return FluxRep(to_flux(graph))
             except UserWarning as warning:
                 if not str(warning).startswith(_TRAINING):
                     raise

@@ -6,9 +6,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import flux_support
 import pytest
 from hypothesis import HealthCheck, settings
+
+# What a shell starts in the background ignores Ctrl-C, and so do its children, which tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = pytest.StashKey[int]()
 

@@ -440,6 +440,11 @@ def test_training_forms_become_inference_forms_with_a_warning():
         graph = normalize(training)
     assert operators(graph) == [norm]
     assert_same(inference, graph, {"x": floats(2, 3, 4, 4)})
+    kept = normalize(training, training=True)
+    assert operators(kept) == [norm, "Dropout"]
+    first, second = kept.model.graph
+    assert first.attributes.get_int("training_mode") == 1
+    assert len(second.inputs) == 3
 
 
 def test_training_statistics_that_are_outputs_become_the_running_ones():

@@ -72,7 +72,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 @without_collection
-def normalize(model: Source, *, opset: int | None = None) -> Graph:
+def normalize(model: Source, *, opset: int | None = None, training: bool = False) -> Graph:
     """Write a network one way: the form that everything after this expects.
 
     Outputs stay the same, as do the names of inputs, outputs and surviving nodes and weights.
@@ -83,6 +83,7 @@ def normalize(model: Source, *, opset: int | None = None) -> Graph:
     model : whatever `load` takes; never changed.
     opset : raise the default operator set to this version. Otherwise it stays, if it is at
         least 13, or becomes 17.
+    training : whether nodes in training form stay so, instead of doing what they do in inference.
 
     Returns
     -------
@@ -102,9 +103,13 @@ def normalize(model: Source, *, opset: int | None = None) -> Graph:
     # What `load` has just read is ours; what came in memory isn't.
     given = isinstance(model, Graph | ir.Model)
     copy = clone(graph.model) if given else graph.model
+    options: dict[Pass, Pass] = {
+        raise_opset: partial(raise_opset, opset=opset),
+        to_inference_form: partial(to_inference_form, training=training),
+    }
     for step in PASSES:
         try:
-            copy = (partial(step, opset=opset) if step is raise_opset else step)(copy)
+            copy = options.get(step, step)(copy)
         except (OnnxjlError, Warning):
             raise
         except Exception as error:

@@ -10,25 +10,34 @@ from onnxjl.graph import node_name
 from onnxjl.normalize.surgery import constant, is_onnx, remove, substitute
 
 
-def to_inference_form(model: ir.Model) -> ir.Model:
+def to_inference_form(model: ir.Model, *, training: bool = False) -> ir.Model:
     """Make `Dropout` and `BatchNormalization` do what they do in inference, with a warning.
 
     A batch normalization in training form normalizes by the batch's statistics, and from then on
     by its running ones; what it hands out as new running statistics become the old ones.
+
+    Parameters
+    ----------
+    model : changed in place.
+    training : whether training forms, as operator set 14 and later ones have them, stay.
     """
+    keeps = training and (model.opset_imports.get("") or 0) >= 14
     changed: list[str] = []
     for node in list(model.graph):
         if is_onnx(node, "Dropout") and len(node.inputs) > 2 and node.inputs[2] is not None:
-            training = constant(node.inputs[2])
-            if training is None:
+            mode = constant(node.inputs[2])
+            if mode is None:
                 continue
             ratio = constant(node.inputs[1])
-            if training.any() and (ratio is None or ratio.any()):
+            drops = mode.any() and (ratio is None or ratio.any())
+            if drops and keeps:
+                continue
+            if drops:
                 changed.append(f"{node_name(node)} (Dropout)")
             node.resize_inputs(1)
         elif is_onnx(node, "BatchNormalization"):
-            mode = node.attributes.get("training_mode")
-            if len(node.outputs) == 1 and (mode is None or mode.as_int() == 0):
+            flag = node.attributes.get("training_mode")
+            if keeps or (len(node.outputs) == 1 and (flag is None or flag.as_int() == 0)):
                 continue
             changed.append(f"{node_name(node)} (BatchNormalization)")
             node.attributes.pop("training_mode", None)
