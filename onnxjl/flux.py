@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "gpu")
 
+HANDLE_SIGNALS = "PYTHON_JULIACALL_HANDLE_SIGNALS"
+"""What juliacall reads, once, when it starts Julia: whether Julia takes signals."""
+
 Shape = Sequence[int | str | None]
 """An input's shape in ONNX's order: sizes, and names or `None` where any size will do."""
 
@@ -98,8 +101,8 @@ def _import_juliacall() -> Any:
     # With one thread, signals are Python's alone. With several, Julia's garbage collector needs
     # some, and Julia takes all of them.
     several = julia_environment.threads() != "1"
-    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes" if several else "no")
-    with warnings.catch_warnings(), _python_signals():
+    signals = "yes" if several else "no"
+    with warnings.catch_warnings(), _python_signals(), _variable(HANDLE_SIGNALS, signals):
         if sys.platform == "linux":
             # True of releases whose libraries export LLVM's symbols; either order works since.
             warnings.filterwarnings("ignore", "torch was imported before juliacall")
@@ -111,6 +114,18 @@ def _import_juliacall() -> Any:
             )
             raise _failed from error
     return juliacall
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable that isn't set, for a while: child processes choose anew."""
+    ours = name not in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -83,6 +83,11 @@ def test_standard_input_can_be_read_after_julia_started() -> None:
     assert output == "a line\n", errors
 
 
+def test_a_process_leaves_signals_of_its_children_to_them(model: flux.FluxModel) -> None:
+    assert model
+    assert flux.HANDLE_SIGNALS not in os.environ
+
+
 def test_two_threads_and_ctrl_c() -> None:
     # Garbage is collected while both threads run, which crashes where Python has all signals.
     code = f"""{RUN}
