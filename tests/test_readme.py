@@ -109,8 +109,11 @@ def test_python_with_julia_runs(page: Path, folder: Path) -> None:
     for code in blocks(page, "py"):
         exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
     for code in blocks(page, "julia"):
+        criteria = re.findall(r"^function (\w+)\(group\)", code, re.MULTILINE)
+        if not criteria:
+            continue
+        (name,) = criteria
         (folder / "mine.jl").write_text(code, encoding="utf-8")
-        (name,) = re.findall(r"^function (\w+)\(group\)", code, re.MULTILINE)
         criterion = criterion_from(folder / "mine.jl", name)
         model = onnxjl.to_flux("tests/models/mnist-resnet14.onnx")
         data = "tests/models/mnist-resnet14.calib.npz"
