@@ -1,19 +1,24 @@
-# Runs all files of tests, or those whose names have one of the arguments in them.
+# Runs all files of tests, or those whose names have one of the arguments in them, each in a module
+# of its own: Flux's layers and ONNX's operators share names.
 
 using OnnxJL
-using OnnxJL.Operators
 using Test
-using Zygote
-
-include("gradients.jl")
 
 chosen(file) = isempty(ARGS) || any(part -> occursin(part, file), ARGS)
+
+"Run a file of tests, with the package and `checkgradient` at hand."
+function run(file)
+    space = Module(Symbol(file))
+    Core.eval(space, :(using OnnxJL, OnnxJL.Operators, Test, Zygote))
+    Base.include(space, joinpath(@__DIR__, "gradients.jl"))
+    Base.include(space, joinpath(@__DIR__, file))
+end
 
 @testset "OnnxJL" begin
     operators = [joinpath("ops", file) for file in readdir(joinpath(@__DIR__, "ops"))]
     for file in [
         operators; "functor.jl"; "double.jl"; "pooling.jl"; "training.jl"; "control.jl"; "chain.jl"
     ]
-        chosen(file) && endswith(file, ".jl") && @testset "$file" include(file)
+        chosen(file) && endswith(file, ".jl") && @testset "$file" run(file)
     end
 end
