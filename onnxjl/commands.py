@@ -252,8 +252,8 @@ def prune(options: Namespace) -> int:
 def _check_engine(options: Namespace) -> None:
     """Raise a UsageError for options that the engine or one another lacks."""
     if options.finetune is None:
-        for name in ("optimiser", "lr", "schedule", "batch_size", "distil", "checkpoint", "resume"):
-            if getattr(options, name) != FINETUNING[name]:
+        for name, default in FINETUNING.items():
+            if getattr(options, name) != default:
                 raise UsageError(f"--{name.replace('_', '-')} is for --finetune EPOCHS")
     elif options.engine != "flux":
         raise UsageError("--finetune needs gradients: add --engine flux")

@@ -16,9 +16,9 @@ from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
-from onnxjl.plan import apply
+from onnxjl.plan import Plan, apply
 from onnxjl.recovery import Recovery, check_request
-from onnxjl.structure.groups import Granularity, Group, analyze, offer
+from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
 
 
 @overload
@@ -119,7 +119,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         criterion = julia_criterion(criterion)
     # An unknown one is told before the work begins.
     criteria.get(criterion, gradients=flux is not None)
-    graph = normalize(load(model)) if not isinstance(model, FluxModel) else model.to_graph()
+    graph = _graph(model)
     structure = analyze(graph, granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
     if not offered:
@@ -151,9 +151,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         "allow_inexact": allow_inexact,
         "seed": seed,
     }
-    plan = structure.plan(keep, request=asked)
-    if flux is not None:
-        plan = replace(plan, engine="flux")
+    plan = _planned(model, structure, keep, asked)
     small = apply(graph, plan)
     if method is not None:
         small = recovery.recover(small, method, calibration)
@@ -183,7 +181,7 @@ def keep(
     ------
     UsageError : there is no such group or unit, or a group would lose all of its units.
     """
-    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    graph = _graph(model)
     structure = analyze(graph, granularity=granularity)
     if absent := [name for name in units if name not in {g.name for g in structure.groups}]:
         raise UsageError(
@@ -199,11 +197,25 @@ def keep(
         "granularity": granularity,
         "allow_inexact": not all(g.exact for g in structure.groups if g.name in units),
     }
+    plan = _planned(model, structure, kept, asked)
+    small = apply(graph, plan)
+    return pruned(model, plan, small) if isinstance(model, FluxModel) else small
+
+
+def _graph(model: Source | FluxModel) -> Graph:
+    """The normalized graph of a model of either engine."""
+    return model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+
+
+def _planned(
+    model: Source | FluxModel,
+    structure: Structure,
+    kept: Sequence[NDArray[np.bool_]],
+    asked: dict[str, Any],
+) -> Plan:
+    """The plan that keeps these units, which says whose engine made it."""
     plan = structure.plan(kept, request=asked)
-    if not isinstance(model, FluxModel):
-        return apply(graph, plan)
-    plan = replace(plan, engine="flux")
-    return pruned(model, plan, apply(graph, plan))
+    return replace(plan, engine="flux") if isinstance(model, FluxModel) else plan
 
 
 def _mask(group: Group, units: Sequence[int] | NDArray[Any]) -> NDArray[np.bool_]:
