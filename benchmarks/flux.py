@@ -32,11 +32,10 @@ STEPS = {
     "ready": "from a cold process to the first output",
     "gradient 1": "first gradient",
     "update 1": "first update of Optimisers",
-    "forward": "a later forward pass",
-    "gradient": "a later gradient",
     "named": "a later gradient, by name, in NumPy",
     "update": "a later update",
 }
+IN_TURN = {"forward": "a later forward pass", "gradient": "a later gradient"}
 
 
 def main() -> None:
@@ -56,6 +55,7 @@ def main() -> None:
             runs["imported"].append(python("speed", str(inside), *shape))
             runs["by hand"].append(by_hand(*shape))
             print({who: round(each[-1]["gradient"][0], 1) for who, each in runs.items()})
+        turns = python("turns", str(inside), *shape)
         memory = {
             "inside the file": python("memory", str(inside)),
             "external": python("memory", str(external)),
@@ -66,6 +66,7 @@ def main() -> None:
         "size": options.size,
         "repetitions": options.repetitions,
         "seconds": {who: medians(each) for who, each in runs.items()},
+        "in turn": turns,
         "memory": memory,
     }
     (HERE / "flux.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -120,6 +121,9 @@ def page(results: dict[str, Any]) -> str:
         ]
         for step, text in STEPS.items()
     ]
+    for step, text in IN_TURN.items():
+        ours, theirs = results["in turn"][step]
+        rows.append([text, seconds(ours), seconds(theirs), f"{ours / theirs:.2f}"])
     memory = [
         [
             where,
@@ -137,7 +141,8 @@ def page(results: dict[str, Any]) -> str:
         "(`benchmarks/handwritten.jl`), and the same `Chain` written to ONNX and imported. Each "
         f"case ran in a process of its own, {results['repetitions']} times, in turn; figures are "
         "medians. Packages were precompiled. The imported network is called from Python, with "
-        "NumPy arrays; its steps before the last two rows do what Julia's do.",
+        "NumPy arrays, but for the last two rows: these were measured in one process, from Julia, "
+        "both networks by turns.",
         f"Machine: {host['processor']}, {host['cores']} cores, {host['system']}, Python "
         f"{host['python']}, load {host['load']:.1f} before the run.",
         "## Speed",

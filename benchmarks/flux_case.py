@@ -2,6 +2,7 @@
 
 write MODEL SIZE           the network of handwritten.jl as an ONNX file
 speed MODEL BATCH SIZE     from a cold process to gradients and updates
+turns MODEL BATCH SIZE     forward passes and gradients, in turn with the network written by hand
 memory MODEL               to_flux, over the process with Julia started
 """
 
@@ -27,14 +28,20 @@ from onnxjl.serialize import weight_bytes  # noqa: E402
 
 HANDWRITTEN = Path(__file__).with_name("handwritten.jl")
 LATER = 5
+TURNS = 30
+
+
+def handwritten() -> Any:
+    """Return the Julia module with the network written by hand."""
+    julia()
+    main = sys.modules["juliacall"].Main
+    main.include(str(HANDWRITTEN))
+    return main
 
 
 def write(model: str, size: str) -> None:
     """Write the hand-written network as an ONNX file."""
-    julia()
-    main = sys.modules["juliacall"].Main
-    main.include(str(HANDWRITTEN))
-    chain = main.resnet50()
+    chain = handwritten().resnet50()
     onnxjl.from_flux(chain, input_shape=(None, 3, int(size), int(size))).save(model, check=False)
 
 
@@ -66,6 +73,17 @@ def seconds(work: Callable[[], Any]) -> list[float]:
     return [found[0], statistics.median(found[1:])]
 
 
+def turns(path: str, batch: str, size: str) -> None:
+    """Time the imported network and the one written by hand in turn, both called from Julia."""
+    main = handwritten()
+    models = main.seval("Any[]")
+    for model in (onnxjl.to_flux(path).julia, main.resnet50()):
+        main.push_b(models, model)
+    found = main.turns(models, int(batch), int(size), TURNS)
+    names = ("forward", "gradient")
+    print(json.dumps({name: list(both) for name, both in zip(names, found, strict=True)}))
+
+
 def peak(path: str) -> None:
     """Measure the memory of `to_flux`."""
     julia()
@@ -77,4 +95,4 @@ def peak(path: str) -> None:
 
 if __name__ == "__main__":
     case, *given = arguments()
-    {"write": write, "speed": speed, "memory": peak}[case](*given)
+    {"write": write, "speed": speed, "turns": turns, "memory": peak}[case](*given)

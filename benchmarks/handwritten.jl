@@ -55,4 +55,23 @@ function measure(batch, size)
 $(collect(gradient)), "update": $(collect(update)), "peak": $(Sys.maxrss())}""")
 end
 
+"""
+Median seconds of forward passes and of gradients of several models, taken in turn, so that what
+else the machine does slows all alike.
+"""
+function turns(models, batch, size, count)
+    x = rand(Float32, size, size, 3, batch)
+    y = Flux.onehotbatch(mod.(0:batch-1, 1000), 0:999)
+    gradient(model) = Flux.withgradient(m -> Flux.logitcrossentropy(m(x), y), model)
+    forward = inturn([() -> Flux.testmode!(model)(x) for model in models], count)
+    backward = inturn([() -> gradient(Flux.trainmode!(model)) for model in models], count)
+    return forward, backward
+end
+
+function inturn(calls, count)
+    foreach(call -> call(), calls)
+    seconds = [@elapsed(call()) for call in calls, _ in 1:count]
+    return vec(median(seconds; dims=2))
+end
+
 abspath(PROGRAM_FILE) == @__FILE__() && measure(parse.(Int, ARGS)...)
