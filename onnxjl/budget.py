@@ -16,8 +16,10 @@ from onnxjl.structure.groups import Structure
 
 Scope = Literal["global", "local"]
 SCOPES: tuple[Scope, ...] = ("global", "local")
-Budget = Literal["amount", "macs", "params", "bytes"]
-BUDGETS: tuple[Budget, ...] = ("amount", "macs", "params", "bytes")
+Budget = Literal["amount", "macs", "params", "bytes", "latency"]
+BUDGETS: tuple[Budget, ...] = ("amount", "macs", "params", "bytes", "latency")
+AUTO: Literal["auto"] = "auto"
+"""The step that is measured on this machine (`onnxjl.choice`)."""
 
 # Budgets are fractions that users write in decimals: 0.3 of 10 units is 3 of them.
 _SLACK = 1e-9
@@ -29,12 +31,13 @@ class Request:
 
     Parameters
     ----------
-    budget : ``"amount"`` (fraction of prunable units removed), ``"macs"``, ``"params"`` or
-        ``"bytes"`` (fraction kept); None where only `amount_for` asks.
+    budget : ``"amount"`` (fraction of prunable units removed), ``"macs"``, ``"params"``,
+        ``"bytes"`` or ``"latency"`` (fraction kept); None where only `amount_for` asks.
     fraction : in (0, 1).
     scope : ``"global"`` ranks all units together, ``"local"`` takes the same share of each group.
     amount_for : fnmatch pattern of layers or nodes -> fraction removed of their groups.
-    round_to : widths become multiples of this; a group that is no multiple may also stay whole.
+    round_to : widths become multiples of this, which may be "auto"; a group that is no multiple may
+        also stay whole.
     min_units : units that every group keeps.
     """
 
@@ -42,8 +45,14 @@ class Request:
     fraction: float | None
     scope: Scope = "global"
     amount_for: Mapping[str, float] | None = None
-    round_to: int = 1
+    round_to: int | Literal["auto"] = 1
     min_units: int = 1
+
+    @property
+    def step(self) -> int:
+        """What widths are multiples of, once it is known."""
+        assert self.round_to != AUTO
+        return self.round_to
 
     def __post_init__(self) -> None:
         if self.budget is None and not self.amount_for:
@@ -57,6 +66,8 @@ class Request:
             if not _is_fraction(value):
                 raise UsageError(f"{name} must be a fraction between 0 and 1, not {value!r}")
         for name, number in (("round_to", self.round_to), ("min_units", self.min_units)):
+            if name == "round_to" and number == AUTO:
+                continue
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, not {number!r}")
 
@@ -81,6 +92,8 @@ def select(
     ----------
     offered : numbers of the groups that may be pruned.
     scores : for each of them, (units,) float, larger is more important.
+    request : how much is to go, with a step that is known and a budget that is counted; see
+        `onnxjl.choice.choose` for what has to be measured.
 
     Returns
     -------
@@ -100,6 +113,24 @@ def select(
     if all(k.all() for k in keep):
         raise BudgetError("the request would change nothing: " + selection.why_nothing())
     return keep
+
+
+def least_share(
+    structure: Structure,
+    offered: Sequence[int],
+    scores: Sequence[NDArray[np.float64]],
+    request: Request,
+) -> float:
+    """Return the smallest share of the MACs that a request could keep.
+
+    Parameters
+    ----------
+    structure, offered, scores : as for `select`.
+    request : its budget doesn't count.
+    """
+    selection = _Selection(structure, offered, scores, request)
+    whole = structure.macs.total(structure.sizes)
+    return structure.macs.total(selection.least) / whole if whole else 1.0
 
 
 class _Selection:
@@ -147,7 +178,7 @@ class _Selection:
 
     def _round(self, sizes: Counts, counts: Counts) -> Counts:
         """Return the largest allowed widths of at most `counts`, or the smallest that there are."""
-        step = self.request.round_to
+        step = self.request.step
         least = np.minimum(self.request.min_units, sizes)
         lowest = -(-least // step) * step
         rounded = np.maximum(counts // step * step, lowest)
@@ -202,13 +233,13 @@ class _Selection:
             return (
                 f"amount={fraction} can't be met: at most {most:.4f} of the units of "
                 f"{groups} groups can go (min_units={self.request.min_units}, "
-                f"round_to={self.request.round_to})"
+                f"round_to={self.request.step})"
             )
         least = np.ceil(floor * 1e4) / 1e4
         return (
             f"{budget}={fraction} can't be met: with {groups} prunable groups this network can go "
             f"down to {budget}={least:.4f} (min_units={self.request.min_units}, "
-            f"round_to={self.request.round_to}); `groups` tells what is left whole and why"
+            f"round_to={self.request.step}); `groups` tells what is left whole and why"
         )
 
     def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
@@ -243,7 +274,7 @@ class _Selection:
             (self._turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]
         ]
         heapq.heapify(queue)
-        step = self.request.round_to
+        step = self.request.step
         while queue:
             _, n = heapq.heappop(queue)
             units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
@@ -271,7 +302,7 @@ class _Selection:
         widest = max(int(self.sizes[n]) for n in self.scores)
         return (
             f"the widest group has {widest} units, with min_units={self.request.min_units} and "
-            f"round_to={self.request.round_to}"
+            f"round_to={self.request.step}"
         )
 
 

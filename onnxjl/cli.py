@@ -183,6 +183,7 @@ def _prune(commands: Any) -> None:
         "Remove the least important channels, hidden units or heads until a budget is met. The\n"
         "new file is compared with the original in onnxruntime before it gets its name.",
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5\n"
+        "  onnxjl prune net.onnx -o small.onnx --latency 0.5\n"
         "  onnxjl prune net.onnx -o small.onnx --amount 0.3 --scope local --ignore 'head*'\n"
         "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz\n"
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz\n"
@@ -196,6 +197,7 @@ def _prune(commands: Any) -> None:
         ("macs", "keep this fraction of the multiply–accumulates"),
         ("params", "keep this fraction of the parameters"),
         ("bytes", "keep this fraction of the weights' bytes"),
+        ("latency", "keep this fraction of the time that onnxruntime takes here, on one thread"),
         ("amount", "remove this fraction of all prunable units"),
     ):
         budget.add_argument(f"--{name}", type=float, metavar="F", help=help_)
@@ -240,7 +242,11 @@ def _prune(commands: Any) -> None:
         "as 'target'",
     )
     choice.add_argument(
-        "--round-to", type=int, default=1, metavar="N", help="widths become multiples of N"
+        "--round-to",
+        type=_step,
+        metavar="N",
+        help="widths become multiples of N; auto: of what onnxruntime is fast at on this machine, "
+        "measured once (default: 1; with --latency, auto)",
     )
     choice.add_argument(
         "--min-units", type=int, default=1, metavar="N", help="units that every group keeps"
@@ -263,6 +269,17 @@ def _prune(commands: Any) -> None:
     _finetuning(command)
     command.add_argument("--plan", metavar="FILE", help="also write what was removed, as JSON")
     _measurements(command)
+
+
+def _step(text: str) -> int | str:
+    """A step of widths: a whole number, or auto."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        message = f"expected a whole number or auto, not '{text}'"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _finetuning(command: argparse.ArgumentParser) -> None:

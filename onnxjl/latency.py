@@ -60,7 +60,7 @@ def measure(
     ------
     ModelError : onnxruntime can't run the model.
     """
-    return _measure([model], inputs, threads, seconds)[0]
+    return measure_all([model], inputs, threads=threads, seconds=seconds)[0]
 
 
 def measure_pair(
@@ -88,16 +88,32 @@ def measure_pair(
     ------
     ModelError : onnxruntime can't run a model.
     """
-    first, second = _measure([a, b], inputs, threads, seconds)
+    first, second = measure_all([a, b], inputs, threads=threads, seconds=seconds)
     return first, second
 
 
-def _measure(
+def measure_all(
     models: Sequence[Graph | str | os.PathLike[str] | bytes],
     inputs: Mapping[str, np.ndarray],
-    threads: int,
-    seconds: float,
+    *,
+    threads: int = 1,
+    seconds: float = 2.0,
 ) -> list[Latency]:
+    """Measure models by turns, so that what else the machine does slows all alike.
+
+    Parameters
+    ----------
+    models : each as `onnxjl.session.open_session` takes it.
+    inputs, threads, seconds : as for `measure_pair`.
+
+    Returns
+    -------
+    The latency of each.
+
+    Raises
+    ------
+    ModelError : onnxruntime can't run a model.
+    """
     if threads < 1 or seconds < 0:
         raise UsageError(f"threads={threads}, seconds={seconds}: expected ≥ 1 and ≥ 0")
     sessions = [open_session(model, optimized=True, threads=threads) for model in models]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxjl import criteria, recovery
-from onnxjl.budget import BUDGETS, Budget, Request, Scope, select
+from onnxjl.budget import AUTO, BUDGETS, Budget, Request, Scope
+from onnxjl.choice import choose
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
@@ -36,17 +37,19 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     macs: float | None = None,
     params: float | None = None,
     bytes: float | None = None,
+    latency: float | None = None,
     criterion: str | Callable[..., Any] = "l2",
     scope: Scope = "global",
     aggregation: str = "mean",
     normalization: str | None = None,
     ignore: Sequence[str] = (),
     amount_for: Mapping[str, float] | None = None,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] | None = None,
     min_units: int = 1,
     granularity: Granularity = "channel",
     allow_inexact: bool = False,
     data: Any = None,
+    inputs: Mapping[str, NDArray[Any]] | None = None,
     seed: int = 0,
     recover: Recovery | None = None,
     calibration: Any = None,
@@ -61,6 +64,8 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     model : whatever `load` takes, normalized if it isn't, or a Flux model; never changed.
     amount : fraction of the prunable units to remove, in (0, 1); of each group for scope "local".
     macs, params, bytes : fraction of multiply–accumulates, parameters or bytes of weights to keep.
+    latency : fraction of the latency in onnxruntime on this machine, on one thread, to keep; it is
+        measured while units are chosen.
     criterion : name of a criterion, or a function ``f(group, weights) -> (units,) scores``, larger
         is more important; for a Flux model also a Julia function of an ``OnnxJL.Group``.
     scope : "global" ranks the units of all groups together, "local" takes the same share of each.
@@ -69,11 +74,14 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         default the criterion's own, which is "mean" for most.
     ignore : fnmatch patterns of layers or nodes to leave whole.
     amount_for : pattern -> fraction of units removed of the groups of matching layers.
-    round_to : widths become multiples of this.
+    round_to : widths become multiples of this: a number, or "auto" for what onnxruntime is fast at
+        on this machine (measured once, for some seconds), or the largest half of it with which the
+        budget can be met. By default "auto" with `latency`, else 1.
     min_units : units that every group keeps.
     granularity : "channel", "head" or "head-dim"; see `groups`.
     allow_inexact : whether to prune groups whose removal changes statistics taken over them.
     data : inputs for criteria that need them; see `onnxjl.data.batches`.
+    inputs : one array for each input, to measure `latency` with; random ones if not given.
     seed : of the criterion "random".
     recover : "refit" (every layer solved anew for the original's outputs) or "bn" (statistics of
         batch normalization estimated anew); "refit" where only `calibration` is given.
@@ -95,20 +103,19 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     """
     given: dict[Budget, float] = {
         name: value
-        for name, value in zip(BUDGETS, (amount, macs, params, bytes), strict=True)
+        for name, value in zip(BUDGETS, (amount, macs, params, bytes, latency), strict=True)
         if value is not None
     }
     if len(given) > 1 or (not given and not amount_for):
         raise UsageError(
             f"give exactly one of {', '.join(BUDGETS)}, not {', '.join(given) or 'none'}"
         )
-    budget = next(iter(given), None)
     request = Request(
-        budget=budget,
-        fraction=None if budget is None else given[budget],
+        budget=next(iter(given), None),
+        fraction=next(iter(given.values()), None),
         scope=scope,
         amount_for=amount_for,
-        round_to=round_to,
+        round_to=(1 if latency is None else AUTO) if round_to is None else round_to,
         min_units=min_units,
     )
     method = "refit" if recover is None and calibration is not None else recover
@@ -136,7 +143,11 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         model=flux,
         loss=loss,
     )
-    keep = select(structure, offered, scores, request)
+
+    def cut(kept: Sequence[NDArray[np.bool_]]) -> Graph:
+        return apply(graph, structure.plan(kept, request={}))
+
+    keep, facts = choose(structure, offered, scores, request, cut=cut, inputs=inputs)
     asked: dict[str, Any] = {
         **{str(name): value for name, value in given.items()},
         "amount_for": dict(amount_for or {}),
@@ -145,11 +156,11 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         "aggregation": aggregation,
         "normalization": normalization,
         "ignore": list(ignore),
-        "round_to": round_to,
         "min_units": min_units,
         "granularity": granularity,
         "allow_inexact": allow_inexact,
         "seed": seed,
+        **facts,
     }
     plan = _planned(model, structure, keep, asked)
     small = apply(graph, plan)

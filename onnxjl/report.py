@@ -206,6 +206,7 @@ def make_report(
                 notes.append(measured)
     notes += _advice(source, changes, recovered="recover" in request or history is not None)
     notes += _advice_on_widths(changes, request)
+    notes += _on_measurements(request)
     kept = {entry.node: entry.outputs for entry in layer_costs(after)}
     return Report(
         source=str(source.path or "the model"),
@@ -290,8 +291,27 @@ def _advice_on_widths(changes: Sequence[Change], request: Mapping[str, Any]) -> 
     if latency.before < _SHORT or latency.after / latency.before <= _SLOWER * (macs.ratio or 1):
         return []
     return [
-        "--round-to 8 is often faster: onnxruntime is slow on widths that aren't multiples of 8"
+        "--round-to auto is often faster: onnxruntime is slow on uneven widths, and auto finds out "
+        "which ones it is fast at"
     ]
+
+
+def _on_measurements(request: Mapping[str, Any]) -> list[str]:
+    """What was measured while units were chosen."""
+    notes = []
+    if "round_to_asked" in request:
+        notes.append(
+            f"--round-to auto: widths are multiples of {request['round_to']}"
+            if request["round_to"] > 1
+            else "--round-to auto: any width; no coarser step meets the budget, or is faster"
+        )
+    if "predicted" in request:
+        before, after = (request["predicted"][key] for key in ("before_ms", "after_ms"))
+        notes.append(
+            f"latency predicted: {quantity(after, 'ms')} of {quantity(before, 'ms')} "
+            f"({after / before:.0%}), as measured while units were chosen"
+        )
+    return notes
 
 
 def quantity(value: float, unit: str) -> str:

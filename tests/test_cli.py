@@ -321,7 +321,7 @@ def test_bad_models_end_every_command_alike(command, make, message, folder, run)
         (["--amount-for", "second"], 2, "--amount-for second: expected PATTERN=FRACTION"),
         (["--amount-for", "=0.3"], 2, "--amount-for =0.3: expected PATTERN=FRACTION"),
         (["--amount-for", "second=x"], 2, "--amount-for second=x: expected PATTERN=FRACTION"),
-        ([], 2, "give exactly one of amount, macs, params, bytes, not none"),
+        ([], 2, "give exactly one of amount, macs, params, bytes, latency, not none"),
         (["--macs", "0.5", "--params", "0.5"], 2, "give exactly one of"),
         (["--macs", "1.5"], 2, "macs must be a fraction between 0 and 1, not 1.5"),
         (["--macs", "nan"], 2, "macs must be a fraction between 0 and 1, not nan"),

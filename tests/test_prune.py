@@ -205,7 +205,7 @@ def test_inexact_groups_are_pruned_when_allowed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one of amount, macs, params, bytes, not none"),
+        ({}, "give exactly one of amount, macs, params, bytes, latency, not none"),
         ({"amount": 0.5, "macs": 0.5}, "give exactly one of .* not amount, macs"),
         ({"macs": 1.5}, "macs must be a fraction between 0 and 1, not 1.5"),
         ({"macs": 0.5, "scope": "layer"}, "no scope 'layer'"),

@@ -134,7 +134,7 @@ def test_external_data_count_as_file_size(folder):
 def test_widths_are_blamed_for_a_network_that_got_no_faster(latency, round_to, advised):
     changes = [Change("MACs", 100, 50, "MACs"), Change("latency", *latency, "ms")]
     notes = _advice_on_widths(changes, {"round_to": round_to})
-    assert [note.startswith("--round-to 8") for note in notes] == [True] * advised
+    assert [note.startswith("--round-to auto") for note in notes] == [True] * advised
 
 
 def test_latency_and_accuracy_are_measured(folder, pruned):
