@@ -58,7 +58,7 @@ def main() -> None:
 def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Latency, MACs and step of every contestant on one network."""
     proto = zoo.load(f"{name}.ts17")
-    inputs = zoo.inputs(f"{name}.ts17")
+    inputs = {key: array[:1] for key, array in zoo.inputs(f"{name}.ts17").items()}
     graph = onnxjl.normalize(onnxjl.load(proto))
     granularity = "head" if name.startswith("vit") else "channel"
     smaller: dict[str, Any] = {
@@ -118,10 +118,10 @@ def page(results: dict[str, Any]) -> str:
     paragraphs = [
         "# Smaller, and faster?",
         "Made by `python benchmarks/speedup.py`: how much faster onnxruntime runs a smaller "
-        "network, on one thread, optimizations on, batch 1. “÷ MACs” is the speed-up over the reduction of "
-        "MACs: 1 means that half the MACs take half the time. “Step” is what widths are multiples "
-        "of. Weights are random, as the zoo has them; ViT is pruned in whole heads and hidden "
-        "units. torch-pruning removes 0.3 of all channels, ranked globally, which is its way to "
+        "network, on one thread, optimizations on, batch 1. “÷ MACs” is the speed-up over the "
+        "reduction of MACs: 1 means that half the MACs take half the time. “Step” is what widths "
+        "are multiples of. Weights are random, as the zoo has them; ViT is pruned in whole heads "
+        "and hidden units. torch-pruning removes 0.3 of all channels, ranked globally, its way to "
         "ask.",
         f"Machine: {host['processor']}, {host['cores']} cores, {host['system']}, onnxruntime "
         f"{host['versions']['onnxruntime']}, load {host['load']:.1f} before the run. All files of "
