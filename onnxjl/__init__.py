@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from onnxjl.save import save
     from onnxjl.structure import Group, Groups
     from onnxjl.structure.groups import groups
+    from onnxjl.sweep import Sensitivity, Sweep, sensitivity, sweep
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,8 @@ _PUBLIC = {
     "OutputError": "errors",
     "Plan": "plan",
     "PlanError": "errors",
+    "Sensitivity": "sweep",
+    "Sweep": "sweep",
     "TrainingError": "errors",
     "UnsupportedOperator": "errors",
     "UsageError": "errors",
@@ -67,6 +70,8 @@ _PUBLIC = {
     "normalize": "normalize",
     "prune": "prune",
     "save": "save",
+    "sensitivity": "sweep",
+    "sweep": "sweep",
     "to_flux": "flux",
 }
 
@@ -85,6 +90,8 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "Sensitivity",
+    "Sweep",
     "TrainingError",
     "UnsupportedOperator",
     "UsageError",
@@ -98,6 +105,8 @@ __all__ = [
     "normalize",
     "prune",
     "save",
+    "sensitivity",
+    "sweep",
     "to_flux",
 ]
 

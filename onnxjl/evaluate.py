@@ -1,4 +1,4 @@
-"""How good a network is on labelled data."""
+"""How good a network is: on labelled data, and against another network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnxjl import session
-from onnxjl.data import BATCH_SIZE, TARGET, labelled
+from onnxjl.data import BATCH_SIZE, TARGET, batches, labelled
 from onnxjl.errors import DataError
 from onnxjl.graph import Graph
 from onnxjl.progress import progress
@@ -61,3 +61,40 @@ def accuracy(graph: Graph, data: Any, *, batch_size: int = BATCH_SIZE) -> float:
         right += int((scores.reshape(len(scores), classes).argmax(axis=1) == target).sum())
         samples += len(target)
     return right / samples
+
+
+def output_error(
+    original: Graph, other: Graph, data: Any, *, batch_size: int = BATCH_SIZE
+) -> float:
+    """How far the outputs of a network are from the original's, in onnxruntime.
+
+    Parameters
+    ----------
+    original, other : networks with the same inputs and floating outputs.
+    data : inputs, see `onnxjl.data`; labels are passed over.
+    batch_size : samples in a batch where the graph leaves the number open.
+
+    Returns
+    -------
+    Relative L2 distance ``‖other − original‖ / ‖original‖``, over all samples and outputs.
+
+    Raises
+    ------
+    DataError : the data don't fit, or there is no floating output of the same shape.
+    ModelError : onnxruntime can't run a network.
+    """
+    sessions = [session.open_session(graph, optimized=True) for graph in (original, other)]
+    distance, size = 0.0, 0.0
+    compared = False
+    for feeds in progress(batches(data, original, batch_size=batch_size), "comparing outputs"):
+        before, after = (session.run(each, feeds) for each in sessions)
+        for name, value in before.items():
+            a, b = np.asarray(value), np.asarray(after.get(name))
+            if a.dtype.kind != "f" or a.shape != b.shape:
+                continue
+            compared = True
+            distance += float(np.square(b.astype(np.float64) - a).sum())
+            size += float(np.square(a.astype(np.float64)).sum())
+    if not compared:
+        raise DataError("the networks have no floating output of the same shape to compare")
+    return float(np.sqrt(distance / max(size, np.finfo(np.float64).tiny)))

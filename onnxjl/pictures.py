@@ -1,0 +1,159 @@
+"""Pictures of results, with Matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxjl.errors import UsageError
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise UsageError(
+        "Matplotlib is missing: pip install 'onnxjl[experiments]' brings it"
+    ) from error
+
+if TYPE_CHECKING:
+    from onnxjl.sweep import Sensitivity, Sweep
+
+NAMES = {
+    "macs_kept": "MACs kept",
+    "params_kept": "parameters kept",
+    "latency_kept": "latency kept",
+    "accuracy": "accuracy",
+    "output_error": "output error (relative L2)",
+    "seconds": "seconds",
+}
+"""What the axes of columns are called."""
+
+_PERCENT = ("macs_kept", "params_kept", "latency_kept", "accuracy")
+_BUDGETS = ("amount", "macs", "params", "bytes", "latency", "seed")
+
+
+class Picture(Figure):
+    """A figure that a notebook shows whatever Matplotlib's backend is."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight", dpi=96)
+        return buffer.getvalue()
+
+
+def sweep_figure(sweep: Sweep, x: str, y: str) -> Figure:
+    """Draw a line for each way of pruning, the Pareto front, and the original.
+
+    Parameters
+    ----------
+    sweep : what was found; of several seeds the mean is drawn, with their range as a band.
+    x, y : columns of its table.
+
+    Raises
+    ------
+    UsageError : there is no such column, or nothing was measured in it.
+    """
+    frame = sweep.frame
+    for column in (x, y):
+        if column not in frame:
+            raise UsageError(f"no column '{column}'; there are {', '.join(frame.columns)}")
+        if frame[column].isna().all():
+            raise UsageError(f"nothing was measured in column '{column}'")
+    frame = frame.dropna(subset=[x, y])
+    figure = Picture(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    ways = [name for name in sweep.options if name not in _BUDGETS]
+    several = [name for name in ways if frame[name].astype(str).nunique() > 1]
+    budgets = [name for name in sweep.options if name in _BUDGETS and name != "seed"]
+    labels = frame[several].astype(str).agg(", ".join, axis=1) if several else None
+    for label, rows in [("", frame)] if labels is None else frame.groupby(labels, sort=False):
+        # Seeds of one request are one point.
+        points = rows.groupby(budgets, dropna=False) if budgets else [((), rows)]
+        drawn = sorted(
+            ((each[x].mean(), each[y].mean(), each[y].min(), each[y].max()) for _, each in points),
+        )
+        xs, ys, low, high = np.array(drawn).T
+        (line,) = axes.plot(xs, ys, "o-", markersize=4, linewidth=1.2, label=label or None)
+        if (high > low).any():
+            axes.fill_between(xs, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    front = sweep.pareto(x, y)
+    if len(front) > 1:
+        axes.plot(front[x], front[y], "--", color="0.4", linewidth=1, label="Pareto front")
+    if sweep.baseline is not None and y == "accuracy":
+        axes.axhline(sweep.baseline, color="0.7", linewidth=1, label="original", zorder=0)
+    _finish(axes, x, y)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    return figure
+
+
+def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
+    """Draw a heat map: groups down, amounts to the right, `y` as colour.
+
+    Parameters
+    ----------
+    sensitivity : what was found.
+    y : ``accuracy`` or ``output_error``.
+
+    Raises
+    ------
+    UsageError : there is no such column, or nothing was measured in it.
+    """
+    frame = sensitivity.frame
+    if y not in frame or frame[y].isna().all():
+        raise UsageError(f"nothing was measured in column '{y}'")
+    groups = list(dict.fromkeys(frame["group"]))
+    amounts = sorted(set(frame["amount"]))
+    values = np.full((len(groups), len(amounts)), np.nan)
+    for group, amount, value in zip(frame["group"], frame["amount"], frame[y], strict=True):
+        values[groups.index(group), amounts.index(amount)] = value
+    figure = Picture(figsize=(6.4, 1.2 + 0.24 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, aspect="auto", cmap="viridis" if y == "accuracy" else "viridis_r")
+    axes.set_yticks(range(len(groups)), groups, fontsize=8)
+    axes.set_xticks(range(len(amounts)), [f"{amount:.0%}" for amount in amounts])
+    axes.set_xlabel("units removed of this group alone")
+    bar = figure.colorbar(image)
+    bar.set_label(NAMES.get(y, y))
+    if y in _PERCENT:
+        bar.formatter = _percent()
+    return figure
+
+
+def _finish(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(NAMES.get(x, x))
+    axes.set_ylabel(NAMES.get(y, y))
+    for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+        if name in _PERCENT:
+            axis.set_major_formatter(_percent())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def _percent() -> Any:
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(xmax=1, decimals=0)
+
+
+def bars(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Figure:
+    """Draw what layers had and have.
+
+    Parameters
+    ----------
+    names : of the layers, first on top.
+    before, after : their widths.
+    """
+    figure = Picture(figsize=(6.4, 0.9 + 0.2 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(names))
+    axes.barh(places, before, color="0.85", label="before")
+    axes.barh(places, after, height=0.5, label="after")
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("units")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

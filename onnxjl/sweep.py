@@ -1,0 +1,584 @@
+"""Sweeps: the same network pruned in many ways, by many workers, into one table that can go on."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib
+import inspect
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxjl.criteria import name_of
+from onnxjl.errors import DataError, OnnxjlError, UsageError
+from onnxjl.evaluate import accuracy, output_error
+from onnxjl.graph import Graph
+from onnxjl.inputs import random_inputs
+from onnxjl.latency import measure_pair
+from onnxjl.load import Source, load
+from onnxjl.normalize import normalize
+from onnxjl.progress import Progress
+from onnxjl.prune import prune
+from onnxjl.serialize import write
+from onnxjl.structure import analyze
+from onnxjl.structure.groups import groups
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+EXTRA = "experiments"
+"""The extra that installs what sweeps and their pictures need."""
+
+KEY = "key"
+"""The column that names a row: what was run, as a hash."""
+
+ATTEMPTS = 3
+"""How often a task is given to a worker that dies over it."""
+
+SEVERAL = (
+    "criterion",
+    "amount",
+    "macs",
+    "params",
+    "bytes",
+    "latency",
+    "scope",
+    "aggregation",
+    "normalization",
+    "round_to",
+    "granularity",
+    "recover",
+    "seed",
+)
+"""Options of `prune` that a sweep may go through."""
+
+_BUDGETS = ("amount", "macs", "params", "bytes", "latency")
+_MEASURED = ("macs_kept", "params_kept", "accuracy", "output_error", "latency_kept", "seconds")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: what `prune` is asked, and what it is measured with.
+
+    Parameters
+    ----------
+    model : path of the network, or its bytes.
+    options : arguments of `prune`.
+    engine : "numpy" or "flux".
+    validate : labelled samples for the accuracy, or None.
+    latency : whether to measure the latency.
+    """
+
+    model: str | bytes
+    options: Mapping[str, Any]
+    engine: str = "numpy"
+    validate: Any = None
+    latency: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Parameters
+    ----------
+    frame : a row for each run: the options that it went through, then ``macs_kept``,
+        ``params_kept`` (fractions), ``accuracy`` (fraction; NaN without labelled data),
+        ``output_error`` (relative L2 distance of the outputs from the original's),
+        ``latency_kept`` (fraction; NaN unless asked for), ``seconds``, and ``error`` (text where
+        the run couldn't be made, else empty).
+    options : names of the columns that were gone through.
+    baseline : the original's accuracy, or None.
+    """
+
+    frame: pandas.DataFrame
+    options: tuple[str, ...]
+    baseline: float | None = None
+
+    def pareto(self, x: str = "macs_kept", y: str = "accuracy") -> pandas.DataFrame:
+        """Return the rows that no other beats: none has less of `x` and at least as much of `y`.
+
+        Parameters
+        ----------
+        x : column of a cost, less is better.
+        y : column of what is lost by pruning, more is better; of ``output_error`` less is.
+        """
+        sign = -1.0 if y == "output_error" else 1.0
+        rows = self.frame.dropna(subset=[x, y])
+        rows = rows.assign(_rank=sign * rows[y]).sort_values([x, "_rank"], ascending=[True, False])
+        best = rows["_rank"].cummax()
+        first = (rows["_rank"] == best) & ~best.duplicated()
+        found: pandas.DataFrame = rows[first].drop(columns="_rank")
+        return found
+
+    def plot(self, x: str = "macs_kept", y: str | None = None) -> Figure:
+        """Draw one column against another: a line for each way of pruning, and the Pareto front.
+
+        Parameters
+        ----------
+        x : a column, such as ``macs_kept``, ``params_kept`` or ``latency_kept``.
+        y : a column; by default ``accuracy`` where it was measured, else ``output_error``.
+
+        Returns
+        -------
+        A figure of Matplotlib's, which a notebook shows and ``savefig`` writes.
+        """
+        from onnxjl.pictures import sweep_figure
+
+        return sweep_figure(self, x, y or self._quality())
+
+    def _quality(self) -> str:
+        return "accuracy" if self.frame["accuracy"].notna().any() else "output_error"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What pruning each group alone does.
+
+    Parameters
+    ----------
+    frame : a row for each group and amount: ``group``, ``amount``, then as a `Sweep` has them.
+    baseline : the original's accuracy, or None.
+    """
+
+    frame: pandas.DataFrame
+    baseline: float | None = None
+
+    def plot(self, y: str | None = None) -> Figure:
+        """Draw a heat map: groups down, amounts to the right, `y` as colour.
+
+        Parameters
+        ----------
+        y : ``accuracy`` or ``output_error``; by default the former where it was measured.
+
+        Returns
+        -------
+        A figure of Matplotlib's.
+        """
+        from onnxjl.pictures import sensitivity_figure
+
+        measured = self.frame["accuracy"].notna().any()
+        return sensitivity_figure(self, y or ("accuracy" if measured else "output_error"))
+
+
+def sweep(
+    model: Source,
+    *,
+    validate: Any = None,
+    measure_latency: bool = False,
+    engine: str = "numpy",
+    executor: Executor | None = None,
+    workers: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Sweep:
+    """Prune a network in many ways, and measure each.
+
+    Every option of `prune` is taken as it is, or as a list of values to go through; all
+    combinations are run. Budgets that exclude each other may both be given: each is run by itself.
+    In a list for `recover`, None is no recovery.
+
+    Parameters
+    ----------
+    model : whatever `load` takes; a path is opened by each worker, anything else is sent to it.
+    validate : labelled samples that the accuracy is measured on, see `onnxjl.data`; without, only
+        the outputs' distance from the original's is measured, on random inputs.
+    measure_latency : whether to measure the latency, by turns with the original's.
+    engine : "numpy", or "flux" for criteria with gradients; each worker starts Julia then.
+    executor : of `concurrent.futures`, such as ``dask.distributed.Client().get_executor()``; by
+        default processes of this machine, which are replaced when they die.
+    workers : how many such processes; by default one for each processor.
+    path : a Parquet file. Finished runs are kept there, and a sweep that was stopped goes on from
+        it: only what it lacks is run.
+    **options : of `prune`.
+
+    Returns
+    -------
+    Sweep
+
+    Raises
+    ------
+    UsageError : there is nothing to go through, an option is unknown, or a package is missing.
+    OnnxjlError : the model can't be read. A run that `prune` refuses is a row with an ``error``.
+
+    Examples
+    --------
+    >>> onnxjl.sweep("net.onnx", criterion=["l2", "lamp"], macs=[0.3, 0.5], validate="test.npz")
+    """
+    _need("pandas", "pyarrow")
+    _check(options)
+    combinations, names = _combinations(options)
+    setting = _Setting(model, normalize(load(model)), engine, validate, measure_latency)
+    frame = _run(*setting.tasks(combinations, names), executor, workers, path)
+    return Sweep(frame, names, setting.baseline())
+
+
+def sensitivity(
+    model: Source,
+    amounts: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    *,
+    validate: Any = None,
+    engine: str = "numpy",
+    executor: Executor | None = None,
+    workers: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Sensitivity:
+    """Prune each group alone, and measure what that does.
+
+    Parameters
+    ----------
+    model, validate, engine, executor, workers, path : as for `sweep`.
+    amounts : fractions of a group's units to remove, in (0, 1).
+    **options : of `prune`, the same for all; no budget.
+
+    Returns
+    -------
+    Sensitivity
+
+    Raises
+    ------
+    UsageError : a budget is given, an option is unknown, or a package is missing.
+    """
+    _need("pandas", "pyarrow")
+    _check(options)
+    if given := [name for name in (*_BUDGETS, "amount_for") if name in options]:
+        raise UsageError(f"sensitivity takes amounts, not {given[0]}")
+    setting = _Setting(model, normalize(load(model)), engine, validate)
+    offered = groups(
+        setting.graph,
+        **{k: options[k] for k in ("granularity", "allow_inexact", "ignore") if k in options},
+    )
+    combinations = [
+        {"group": group.name, "amount": amount, **options}
+        for group in offered
+        for amount in amounts
+    ]
+    frame = _run(*setting.tasks(combinations, ("group", "amount")), executor, workers, path)
+    return Sensitivity(frame, setting.baseline())
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    known = inspect.signature(prune).parameters
+    if unknown := [name for name in options if name not in known or name == "model"]:
+        raise UsageError(f"prune has no option '{unknown[0]}'")
+
+
+def _combinations(options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """All runs that options ask for, and the names of those gone through."""
+    several = {
+        name: list(value)
+        for name, value in options.items()
+        if name in SEVERAL and isinstance(value, list | tuple | np.ndarray | range)
+    }
+    if empty := [name for name, values in several.items() if not values]:
+        raise UsageError(f"{empty[0]}=[]: nothing to go through")
+    fixed = {name: value for name, value in options.items() if name not in several}
+    budgets = [name for name in several if name in _BUDGETS]
+    others = [name for name in several if name not in _BUDGETS]
+    found = []
+    for each in [[budget] for budget in budgets] or [[]]:
+        names = [*others, *each]
+        for values in itertools.product(*(several[name] for name in names)):
+            asked = {**fixed, **dict(zip(names, values, strict=True))}
+            # Among others None is to recover nothing, whatever calibration inputs there are.
+            if "recover" in names and asked["recover"] is None:
+                asked.pop("calibration", None)
+            found.append(asked)
+    return found, (*others, *budgets)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all runs of a sweep have in common."""
+
+    model: Source
+    graph: Graph
+    engine: str
+    validate: Any
+    latency: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("numpy", "flux"):
+            raise UsageError(f"no engine '{self.engine}'; there are numpy, flux")
+
+    def tasks(
+        self, combinations: Iterable[Mapping[str, Any]], names: Sequence[str]
+    ) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
+        """What is to be run, and what its row in the table begins with, by key."""
+        # A path is opened where the work is done, which saves sending the network.
+        payload = (
+            os.fspath(Path(self.model).resolve())
+            if isinstance(self.model, str | os.PathLike)
+            else _serialized(self.graph)
+        )
+        common = [_digest(payload), _identity(self.validate), self.engine, self.latency]
+        tasks, rows = {}, {}
+        for options in combinations:
+            asked = dict(options)
+            if "group" in asked:
+                asked["amount_for"] = {glob.escape(asked.pop("group")): asked.pop("amount")}
+            identity = {name: _identity(value) for name, value in asked.items()}
+            key = _hash([*common, identity])
+            tasks[key] = Task(payload, asked, self.engine, self.validate, self.latency)
+            rows[key] = {KEY: key, **{name: _shown(options.get(name)) for name in names}}
+        return tasks, rows
+
+    def baseline(self) -> float | None:
+        """The original's accuracy."""
+        return None if self.validate is None else accuracy(self.graph, self.validate)
+
+
+def _run(
+    tasks: Mapping[str, Task],
+    rows: Mapping[str, Mapping[str, Any]],
+    executor: Executor | None,
+    workers: int | None,
+    path: str | os.PathLike[str] | None,
+) -> pandas.DataFrame:
+    """Run what the file lacks, and return the table."""
+    import pandas
+
+    table = _Table(path, rows)
+    left = {key: task for key, task in tasks.items() if key not in table.done}
+    with Progress("sweep", total=len(left)) as bar:
+        try:
+            for key, measured in _gather(left, executor, workers):
+                bar.step()
+                table.add(key, measured)
+        finally:
+            table.write()
+    return pandas.DataFrame(table.rows(), columns=table.columns)
+
+
+class _Table:
+    """The rows that are done, in memory and in a file."""
+
+    _EVERY = 5.0  # seconds between two writes
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, wanted: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.wanted = wanted
+        names = list(next(iter(wanted.values()))) if wanted else [KEY]
+        self.columns = [*names, *_MEASURED, "error"]
+        self.done: dict[str, dict[str, Any]] = {}
+        self.others: list[dict[str, Any]] = []  # of other sweeps in the same file
+        self._written = time.monotonic()
+        if self.path is not None and self.path.exists():
+            for row in self._read(self.path):
+                if row.get(KEY) in wanted:
+                    self.done[row[KEY]] = {**row, **wanted[row[KEY]]}
+                else:
+                    self.others.append(row)
+
+    @staticmethod
+    def _read(path: Path) -> list[dict[str, Any]]:
+        import pandas
+
+        try:
+            frame = pandas.read_parquet(path)
+        except Exception as error:  # pyarrow's have no common base
+            raise DataError(f"{path}: can't be read as a table of a sweep: {error}") from error
+        if KEY not in frame:
+            raise DataError(f"{path}: not a table of a sweep: no column '{KEY}'")
+        rows: list[dict[str, Any]] = frame.to_dict("records")
+        return rows
+
+    def add(self, key: str, measured: Mapping[str, Any]) -> None:
+        self.done[key] = {**self.wanted[key], **measured}
+        if time.monotonic() - self._written > self._EVERY:
+            self.write()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was asked for, in that order."""
+        return [self.done[key] for key in self.wanted if key in self.done]
+
+    def write(self) -> None:
+        """Write the file beside itself, and rename it into place."""
+        import pandas
+
+        self._written = time.monotonic()
+        if self.path is None:
+            return
+        frame = pandas.DataFrame([*self.others, *self.rows()])
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        frame.to_parquet(beside)
+        beside.replace(self.path)
+
+
+def _gather(
+    tasks: Mapping[str, Task], executor: Executor | None, workers: int | None
+) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Run tasks, and give each one's row as it is done; those of workers that die again."""
+    if not tasks:
+        return
+    if executor is None:
+        _need("loky")
+    left, attempts = dict(tasks), dict.fromkeys(tasks, 0)
+    while left:
+        pool = executor or _processes(workers)
+        futures = {pool.submit(run_task, task): key for key, task in left.items()}
+        broken: BaseException | None = None
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                try:
+                    row = future.result()
+                except BrokenExecutor as error:
+                    broken = error
+                    continue
+                del left[key]
+                yield key, row
+        finally:
+            for future in futures:
+                future.cancel()
+        if broken is None:
+            return
+        # Which of the tasks killed its worker isn't known: all that were left are tried again.
+        for key in left:
+            attempts[key] += 1
+        if executor is not None or max(attempts[key] for key in left) >= ATTEMPTS:
+            raise OnnxjlError(
+                f"workers died {ATTEMPTS if executor is None else 1} times, with {len(left)} of "
+                f"{len(tasks)} runs left; with path= a sweep goes on from what is done"
+            ) from broken
+
+
+def _processes(workers: int | None) -> Executor:
+    """Processes of this machine that take functions of a notebook too."""
+    import loky
+
+    pool: Executor = loky.get_reusable_executor(max_workers=workers or os.cpu_count())
+    return pool
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """Make one run; this is what workers do.
+
+    Returns
+    -------
+    What was measured, by column; with ``error`` where `prune` refused.
+    """
+    begin = time.perf_counter()
+    row: dict[str, Any] = dict.fromkeys(_MEASURED, float("nan"))
+    try:
+        row |= _measure(task)
+        row["error"] = ""
+    except OnnxjlError as error:
+        row["error"] = f"{type(error).__name__}: {error}"
+    row["seconds"] = time.perf_counter() - begin
+    return row
+
+
+def _measure(task: Task) -> dict[str, Any]:
+    graph = _opened(task.model)
+    source: Any = graph
+    if task.engine == "flux":
+        from onnxjl.flux import to_flux
+
+        source = to_flux(graph)
+    pruned = prune(source, **task.options)
+    small: Graph = pruned if isinstance(pruned, Graph) else pruned.to_graph()
+    before, after = analyze(graph), analyze(small)
+    found: dict[str, Any] = {
+        f"{name}_kept": getattr(after, name).total(after.sizes)
+        / getattr(before, name).total(before.sizes)
+        for name in ("macs", "params")
+    }
+    inputs = random_inputs(graph)
+    found["output_error"] = output_error(
+        graph, small, inputs if task.validate is None else task.validate
+    )
+    if task.validate is not None:
+        found["accuracy"] = accuracy(small, task.validate)
+    if task.latency:
+        original, smaller = measure_pair(graph, small, inputs)
+        found["latency_kept"] = smaller.median_ms / original.median_ms
+    return found
+
+
+@lru_cache(maxsize=2)
+def _opened(model: str | bytes) -> Graph:
+    """The normalized network, opened once by each worker."""
+    return normalize(load(model))
+
+
+def _need(*packages: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(
+                f"{package} is missing: pip install 'onnxjl[{EXTRA}]' brings it"
+            ) from error
+
+
+def _serialized(graph: Graph) -> bytes:
+    buffer = io.BytesIO()
+    write(graph, buffer)
+    return buffer.getvalue()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _digest(data: str | bytes) -> str:
+    content = data if isinstance(data, bytes) else Path(data).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    """What tells a value from others, and is the same in another process."""
+    if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, str) and Path(value).is_file():
+            return _digest(value)
+        return value
+    if isinstance(value, os.PathLike):
+        return _digest(os.fspath(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), list(value.shape), _digest(np.ascontiguousarray(value).tobytes())]
+    if isinstance(value, Mapping):
+        return {str(key): _identity(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_identity(each) for each in value]
+    if isinstance(value, partial):
+        return [_identity(each) for each in (value.func, value.args, value.keywords)]
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        constants = [repr(each) for each in code.co_consts if not isinstance(each, CodeType)]
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [
+            name_of(value),
+            code.co_code.hex(),
+            [*constants, *code.co_names],
+            _identity([each for each in held if each is not value]),
+            _identity(value.__defaults__),
+        ]
+    return name_of(value) if callable(value) else type(value).__qualname__
+
+
+def _shown(value: Any) -> Any:
+    """A value as a table holds it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return name_of(value) if callable(value) else str(value)

@@ -1,0 +1,343 @@
+"""Sweeps: every run once, whatever happens to workers; against prune called by hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxjl
+from onnxjl.errors import DataError, OnnxjlError, UsageError
+from onnxjl.evaluate import accuracy
+from onnxjl.structure import analyze
+from onnxjl.sweep import SEVERAL, Sensitivity, Sweep, _hash, _identity
+
+pandas = pytest.importorskip("pandas")
+
+NETWORK = Path(__file__).parent / "models" / "mnist-resnet14.onnx"
+LABELLED = NETWORK.with_suffix(".test.npz")
+CALIBRATION = NETWORK.with_suffix(".calib.npz")
+
+pytestmark = pytest.mark.xdist_group("sweep")
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def few() -> dict[str, np.ndarray]:
+    with np.load(LABELLED) as file:
+        return {name: file[name][:200] for name in file.files}
+
+
+def test_every_combination_is_run_as_prune_runs_it(threads, few):
+    found = onnxjl.sweep(
+        NETWORK, criterion=["l1", "lamp"], macs=[0.5, 0.7], validate=few, executor=threads
+    )
+    assert found.options == ("criterion", "macs")
+    assert len(found.frame) == 4
+    assert not found.frame["error"].any()
+    assert found.baseline == accuracy(onnxjl.load(NETWORK), few)
+    whole = analyze(onnxjl.load(NETWORK))
+    for row in found.frame.to_dict("records"):
+        small = onnxjl.prune(NETWORK, criterion=row["criterion"], macs=row["macs"])
+        assert row["accuracy"] == accuracy(small, few)
+        smaller = analyze(small)
+        for name in ("macs", "params"):
+            kept = getattr(smaller, name).total(smaller.sizes)
+            assert row[f"{name}_kept"] == kept / getattr(whole, name).total(whole.sizes)
+        feeds = {"image": few["image"]}
+        before, after = (_run(graph, feeds) for graph in (onnxjl.load(NETWORK), small))
+        error = np.linalg.norm(after - before) / np.linalg.norm(before)
+        assert row["output_error"] == pytest.approx(error, rel=1e-4)
+        assert np.isnan(row["latency_kept"])
+        assert row["seconds"] > 0
+
+
+def _run(graph, feeds):
+    from onnxjl.session import open_session, run
+
+    (value,) = run(open_session(graph), feeds).values()
+    return value.astype(np.float64)
+
+
+def test_budgets_are_gone_through_one_after_the_other(threads):
+    found = onnxjl.sweep(NETWORK, macs=[0.5], params=[0.5, 0.6], executor=threads)
+    asked = found.frame[["macs", "params"]].to_numpy(dtype=float)
+    assert np.array_equal(np.isnan(asked), [[False, True], [True, False], [True, False]])
+    assert (found.frame["params_kept"][1:] <= [0.5, 0.6]).all()
+
+
+def test_without_recovery_the_calibration_inputs_are_not_used(threads):
+    found = onnxjl.sweep(
+        NETWORK, macs=[0.7], recover=[None, "bn"], calibration=CALIBRATION, executor=threads
+    )
+    plain, recovered = found.frame["output_error"]
+    assert onnxjl.sweep(NETWORK, macs=0.7, executor=threads).frame["output_error"][0] == plain
+    assert recovered != plain
+
+
+def test_what_prune_refuses_is_a_row(threads):
+    found = onnxjl.sweep(NETWORK, macs=[0.0001, 0.6], executor=threads)
+    assert found.frame["error"].str.startswith("BudgetError: macs=0.0001").tolist() == [True, False]
+    assert found.frame["macs_kept"].isna().tolist() == [True, False]
+
+
+def test_a_function_of_ones_own_is_a_criterion_and_processes_take_it():
+    found = onnxjl.sweep(
+        NETWORK,
+        criterion=["l2", lambda group, weights: -np.arange(group.size, dtype=float)],
+        amount=[0.25],
+        workers=2,
+    )
+    assert not found.frame["error"].any()
+    assert found.frame["criterion"].tolist() == ["l2", "<lambda>"]
+    first = onnxjl.prune(
+        NETWORK, criterion=lambda group, weights: -np.arange(group.size, dtype=float), amount=0.25
+    )
+    inputs = {"image": np.zeros((1, 1, 28, 28), np.float32)}
+    assert found.frame["output_error"].nunique() == 2
+    assert _run(first, inputs).shape == (1, 10)
+
+
+def test_a_stopped_sweep_goes_on(tmp_path, threads, monkeypatch):
+    path = tmp_path / "sweep.parquet"
+    onnxjl.sweep(NETWORK, macs=[0.5, 0.6], executor=threads, path=path)
+    ran = []
+    original = onnxjl.sweep.__globals__["run_task"]
+    monkeypatch.setitem(
+        onnxjl.sweep.__globals__,
+        "run_task",
+        lambda task: ran.append(task.options["macs"]) or original(task),
+    )
+    found = onnxjl.sweep(NETWORK, macs=[0.6, 0.7, 0.5], executor=threads, path=path)
+    assert ran == [0.7]
+    assert found.frame["macs"].tolist() == [0.6, 0.7, 0.5]
+    assert len(pandas.read_parquet(path)) == 3
+    # Another request shares the file.
+    onnxjl.sweep(NETWORK, macs=[0.5], criterion=["l1"], executor=threads, path=path)
+    kept = pandas.read_parquet(path)
+    assert len(kept) == 4
+    assert kept["key"].is_unique
+
+
+def test_an_interrupted_sweep_keeps_what_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "sweep.parquet"
+    original = onnxjl.sweep.__globals__["run_task"]
+
+    def run_task(task):
+        if task.options["macs"] == 0.7:
+            raise KeyboardInterrupt
+        return original(task)
+
+    monkeypatch.setitem(onnxjl.sweep.__globals__, "run_task", run_task)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        onnxjl.sweep(NETWORK, macs=[0.5, 0.6, 0.7], executor=pool, path=path)
+    assert pandas.read_parquet(path)["macs"].tolist() == [0.5, 0.6]
+
+
+def test_a_broken_file_is_told_and_left(tmp_path, threads):
+    path = tmp_path / "sweep.parquet"
+    path.write_text("no table")
+    with pytest.raises(DataError, match="can't be read as a table of a sweep"):
+        onnxjl.sweep(NETWORK, macs=[0.5], executor=threads, path=path)
+    assert path.read_text() == "no table"
+    pandas.DataFrame({"a": [1]}).to_parquet(path)
+    with pytest.raises(DataError, match="no column 'key'"):
+        onnxjl.sweep(NETWORK, macs=[0.5], executor=threads, path=path)
+
+
+def dies_once(marker):
+    """A criterion that kills its process the first time."""
+
+    def criterion(group, weights):
+        if not os.path.exists(marker):
+            with open(marker, "w"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.arange(group.size, dtype=float)
+
+    return criterion
+
+
+@pytest.mark.slow
+def test_processes_that_die_are_replaced(tmp_path):
+    found = onnxjl.sweep(
+        NETWORK,
+        criterion=[dies_once(str(tmp_path / "died")), "l1"],
+        macs=[0.5, 0.6],
+        workers=2,
+        path=tmp_path / "sweep.parquet",
+    )
+    assert (tmp_path / "died").exists()
+    assert len(found.frame) == 4
+    assert found.frame["key"].is_unique
+    assert not found.frame["error"].any()
+    assert len(pandas.read_parquet(tmp_path / "sweep.parquet")) == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_always_kills_its_worker_ends_the_sweep(tmp_path):
+    def kills(group, weights):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(OnnxjlError, match="workers died 3 times, with 1 of 2 runs left"):
+        onnxjl.sweep(
+            NETWORK,
+            criterion=["l1", kills],
+            macs=[0.5],
+            workers=1,
+            path=tmp_path / "sweep.parquet",
+        )
+    assert pandas.read_parquet(tmp_path / "sweep.parquet")["criterion"].tolist() == ["l1"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of distributed, as its workers die
+def test_a_cluster_whose_workers_die_loses_nothing(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = onnxjl.sweep(
+            NETWORK,
+            criterion=[dies_once(str(tmp_path / "died")), "l1", "l2"],
+            macs=[0.4, 0.5, 0.6],
+            executor=client.get_executor(),
+        )
+    assert (tmp_path / "died").exists()
+    assert len(found.frame) == 9
+    assert found.frame["key"].is_unique
+    assert not found.frame["error"].any()
+    expected = onnxjl.prune(NETWORK, criterion="l1", macs=0.4).plan
+    assert expected.request["macs"] == 0.4
+
+
+def test_each_group_is_pruned_alone(threads, few):
+    found = onnxjl.sensitivity(
+        NETWORK, (0.25, 0.75), validate=few, ignore=["layer[23]*"], executor=threads
+    )
+    offered = onnxjl.groups(NETWORK, ignore=["layer[23]*"])
+    assert isinstance(found, Sensitivity)
+    assert found.frame["group"].tolist() == [g.name for g in offered for _ in range(2)]
+    assert not found.frame["error"].any()
+    row = found.frame.iloc[-1]
+    small = onnxjl.prune(NETWORK, amount_for={row["group"]: row["amount"]}, ignore=["layer[23]*"])
+    assert row["accuracy"] == accuracy(small, few)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": []}, r"macs=\[\]: nothing to go through"),
+        ({"mac": [0.5]}, "prune has no option 'mac'"),
+        ({"macs": [0.5], "engine": "torch"}, "no engine 'torch'; there are numpy, flux"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told(options, message):
+    with pytest.raises(UsageError, match=message):
+        onnxjl.sweep(NETWORK, **options)
+
+
+def test_sensitivity_takes_no_budget():
+    with pytest.raises(UsageError, match="sensitivity takes amounts, not macs"):
+        onnxjl.sensitivity(NETWORK, macs=0.5)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(
+        UsageError, match=r"pyarrow is missing: pip install 'onnxjl\[experiments\]'"
+    ):
+        onnxjl.sweep(NETWORK, macs=[0.5])
+
+
+def test_what_can_be_gone_through_are_options_of_prune():
+    import inspect
+
+    assert set(SEVERAL) <= set(inspect.signature(onnxjl.prune).parameters)
+
+
+def test_values_that_differ_have_other_keys(tmp_path):
+    same = np.arange(3.0)
+    assert _hash(_identity({"x": same})) == _hash(_identity({"x": same.copy()}))
+    different = [
+        None, 1, 2, 1.5, "l1", same, same.astype(np.float32), same[:2], {"x": same}, [1, 2],
+        len, NETWORK, LABELLED, lambda group, weights: 1, lambda group, weights: 2,
+        dies_once("a"), dies_once("b"), partial(len, 1), partial(len, 2),
+    ]  # fmt: skip
+    assert len({_hash(_identity(value)) for value in different}) == len(different)
+    assert _hash(_identity(dies_once("a"))) == _hash(_identity(dies_once("a")))
+    assert _identity(str(NETWORK)) == _identity(NETWORK)
+
+
+def frame(**columns):
+    table = pandas.DataFrame(columns)
+    for name in ("macs_kept", "accuracy", "output_error", "latency_kept"):
+        if name not in table:
+            table[name] = np.nan
+    return table
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    sweep = Sweep(
+        frame(macs_kept=[0.5, 0.5, 0.3, 0.7, 0.7], accuracy=[0.9, 0.8, 0.7, 0.85, 0.95]), ("macs",)
+    )
+    assert sweep.pareto()[["macs_kept", "accuracy"]].to_numpy().tolist() == [
+        [0.3, 0.7],
+        [0.5, 0.9],
+        [0.7, 0.95],
+    ]
+    errors = Sweep(frame(macs_kept=[0.3, 0.5, 0.7], output_error=[0.4, 0.5, 0.1]), ("macs",))
+    assert errors.pareto(y="output_error")["macs_kept"].tolist() == [0.3, 0.7]
+
+
+def test_a_sweep_is_drawn():
+    sweep = Sweep(
+        frame(
+            criterion=["l1", "l1", "l2", "l2", "l2", "l2"],
+            macs=[0.5, 0.7, 0.5, 0.5, 0.7, 0.7],
+            seed=[0, 0, 0, 1, 0, 1],
+            macs_kept=[0.5, 0.7, 0.5, 0.5, 0.7, 0.7],
+            accuracy=[0.8, 0.9, 0.7, 0.9, 0.95, 0.85],
+        ),
+        ("criterion", "macs", "seed"),
+        0.99,
+    )
+    figure = sweep.plot()
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("MACs kept", "accuracy")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["l1"] == [[0.5, 0.8], [0.7, 0.9]]
+    assert np.allclose(lines["l2"], [[0.5, 0.8], [0.7, 0.9]])  # means over seeds
+    assert {"Pareto front", "original"} <= set(lines)
+    assert len(axes.collections) == 1  # the seeds' range, of l2 alone
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="nothing was measured in column 'latency_kept'"):
+        sweep.plot("latency_kept")
+    with pytest.raises(UsageError, match="no column 'speed'"):
+        sweep.plot("speed")
+
+
+def test_a_sensitivity_is_drawn():
+    found = Sensitivity(
+        frame(
+            group=["a", "a", "b", "b"], amount=[0.1, 0.5, 0.1, 0.5], accuracy=[0.9, 0.8, 0.7, 0.6]
+        )
+    )
+    axes, bar = found.plot().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10%", "50%"]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0.8], [0.7, 0.6]]
+    assert bar.get_ylabel() == "accuracy"
