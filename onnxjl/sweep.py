@@ -334,7 +334,7 @@ class _Setting:
             identity = {name: _identity(value) for name, value in asked.items()}
             key = _hash([*common, identity])
             tasks[key] = Task(payload, asked, self.engine, self.validate, self.latency)
-            rows[key] = {KEY: key, **{name: _shown(options.get(name)) for name in names}}
+            rows[key] = {KEY: key, **{name: _shown(name, options) for name in names}}
         return tasks, rows
 
     def baseline(self) -> float | None:
@@ -575,8 +575,11 @@ def _identity(value: Any) -> Any:
     return name_of(value) if callable(value) else type(value).__qualname__
 
 
-def _shown(value: Any) -> Any:
-    """A value as a table holds it."""
+def _shown(name: str, options: Mapping[str, Any]) -> Any:
+    """An option as a table holds it; a budget that isn't the row's is empty."""
+    value = options.get(name)
+    if value is None and name not in _BUDGETS:
+        return "none"
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):

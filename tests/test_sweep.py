@@ -78,9 +78,11 @@ def test_budgets_are_gone_through_one_after_the_other(threads):
 
 def test_without_recovery_the_calibration_inputs_are_not_used(threads):
     found = onnxjl.sweep(
-        NETWORK, macs=[0.7], recover=[None, "bn"], calibration=CALIBRATION, executor=threads
+        NETWORK, macs=[0.7, 0.8], recover=[None, "bn"], calibration=CALIBRATION, executor=threads
     )
-    plain, recovered = found.frame["output_error"]
+    assert found.frame["recover"].tolist() == ["none", "none", "bn", "bn"]
+    assert {"none", "bn"} <= {line.get_label() for line in found.plot().axes[0].lines}
+    plain, _, recovered, _ = found.frame["output_error"]
     assert onnxjl.sweep(NETWORK, macs=0.7, executor=threads).frame["output_error"][0] == plain
     assert recovered != plain
 
