@@ -33,7 +33,7 @@ With `{debug}=1` in the environment an error shows Python's traceback.
 
 def page() -> str:
     """Return the page."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     description = textwrap.fill(parser.description or "", 100)
     parts = [TOP.format(description=description, debug=cli.DEBUG)]
     parts.append("| command | |\n|---|---|\n" + "".join(map(_row, commands(parser).items())))
@@ -49,7 +49,7 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 def summary(name: str) -> str:
     """Return what the list of commands says of one."""
-    (action,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (action,) = (a for a in cli.make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     (found,) = (a.help for a in action._choices_actions if a.dest == name)
     return found or ""
 
