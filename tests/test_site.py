@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -137,3 +139,24 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert fetched == []
     prune = (tmp_path / "site" / "reference" / "python" / "pruning.html").read_text("utf-8")
     assert "fraction of the prunable units to remove" in prune
+
+
+def test_the_comparison_says_what_was_counted() -> None:
+    text = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks" / "backends.json").read_text(encoding="utf-8"))
+    ours = json.loads((ROOT / "tests" / "backend_verdicts.json").read_text(encoding="utf-8"))
+    passed = Counter(case["verdict"] for case in ours["tests"].values())
+    rows = [(f"onnxjl {onnxjl.__version__}", passed)]
+    for name, entry in found.items():
+        engine, version = name.split(",")[0], entry["version"].split()[-1]
+        rows.append((f"{engine} {version}", entry["verdicts"]))
+    for engine, verdicts in rows:
+        counts = f"{verdicts['pass']:,} | {verdicts['wrong']} |"
+        row = rf"^\| {re.escape(engine)}\b.*\| {re.escape(counts)}$"
+        assert re.search(row, text, re.MULTILINE), engine
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    operators = (DOCS / "operators.md").read_text(encoding="utf-8")
+    count = len(re.findall(r"^\| `", operators, re.MULTILINE))
+    for page in (text, readme):
+        assert f"{passed['pass']:,} |" in page
+        assert f"| {count} |" in page
