@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from flux_support import needs_julia
 
 import onnxjl
+from onnxjl import julia_environment
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -160,3 +162,17 @@ def test_the_comparison_says_what_was_counted() -> None:
     for page in (text, readme):
         assert f"{passed['pass']:,} |" in page
         assert f"| {count} |" in page
+
+
+@pytest.mark.slow
+@needs_julia
+def test_the_julia_page_is_current(tmp_path: Path) -> None:
+    place = julia_environment.find()
+    source, page = DOCS / "scripts" / "reference.jl", tmp_path / "julia.md"
+    subprocess.run(
+        [place.executable, "--startup-file=no", f"--project={place.project}", source, page],
+        check=True,
+        timeout=1200,
+    )
+    current = (DOCS / "reference" / "julia.md").read_text(encoding="utf-8")
+    assert current == page.read_text(encoding="utf-8")
