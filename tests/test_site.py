@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -176,3 +177,14 @@ def test_the_julia_page_is_current(tmp_path: Path) -> None:
     )
     current = (DOCS / "reference" / "julia.md").read_text(encoding="utf-8")
     assert current == page.read_text(encoding="utf-8")
+
+
+def test_pictures_show_what_is_said_of_them() -> None:
+    pictures = DOCS / "pictures"
+    drawing = runpy.run_path(str(pictures / "labels.py"))["drawing"]()
+    assert (pictures / "labels.svg").read_text(encoding="utf-8") == drawing
+    found = json.loads((pictures / "accuracy.json").read_text(encoding="utf-8"))
+    accuracy = dict(zip(found["budgets"], zip(found["refitted"], found["finetuned"]), strict=True))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "it stays above 97 % down to a fifth" in readme
+    assert min(min(both) for budget, both in accuracy.items() if budget >= 0.2) > 0.97
