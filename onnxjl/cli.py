@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     Exit status: 0 done, 1 failed or interrupted, 2 misused.
     """
-    parser = _parser()
+    parser = make_parser()
     try:
         options = parser.parse_args(arguments)
     except SystemExit as error:
@@ -95,7 +95,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"onnxjl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="onnxjl",
         description="Make trained ONNX networks smaller by removing whole channels, hidden units "
@@ -109,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onnxjl {onnxjl.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_info, _normalize, _groups, _prune, _apply, _compare, _doctor):
+    for add in (_info, _normalize, _groups, _prune, _apply, _compare, _doctor, _completion):
         add(commands)
     return parser
 
 
 def _command(
-    commands: Any, name: str, summary: str, description: str, example: str
+    commands: Any, name: str, summary: str, description: str, example: str, *, json: bool = True
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -125,7 +126,8 @@ def _command(
         formatter_class=_Help,
     )
     command.set_defaults(command=name)
-    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    if json:
+        command.add_argument("--json", action="store_true", help="print JSON, for scripts")
     return command
 
 
@@ -381,6 +383,21 @@ def _doctor(commands: Any) -> None:
         "minutes.\n"
         "Exit status 1 if the Flux engine wouldn't work.",
         "  onnxjl doctor",
+    )
+
+
+def _completion(commands: Any) -> None:
+    command = _command(
+        commands,
+        "completion",
+        "print what completes onnxjl's commands and options in a shell",
+        "Print a script that makes a shell complete commands, options, criteria and files.",
+        "  source <(onnxjl completion bash)          in ~/.bashrc\n"
+        "  onnxjl completion fish > ~/.config/fish/completions/onnxjl.fish",
+        json=False,
+    )
+    command.add_argument(
+        "shell", choices=("bash", "zsh", "fish", "tcsh"), help="the shell that it is for"
     )
 
 

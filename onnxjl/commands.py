@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxjl import criteria, data
 from onnxjl.check import compare as compared
+from onnxjl.completion import script as completion_script
 from onnxjl.doctor import describe, diagnose
 from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.flux import FluxModel, is_julia, to_flux
@@ -350,6 +351,12 @@ def doctor(options: Namespace) -> int:
         diagnosis = diagnose()
     _print(options, diagnosis.facts(), lambda: describe(diagnosis))
     return 0 if diagnosis.works else 1
+
+
+def completion(options: Namespace) -> int:
+    """Print a script that makes a shell complete commands, options and files."""
+    print(completion_script(options.shell))
+    return 0
 
 
 def _report(options: Namespace, report: Report) -> int:

@@ -7,7 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import onnxjl
+from onnxjl import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +29,20 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert PYTHON["tool"]["hatch"]["version"]["path"] == "onnxjl/__init__.py"
     # juliapkg sets packages up anew only when its file changes.
     assert JULIA["version"] == JULIAPKG["version"] == onnxjl.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {onnxjl.__version__}\n" in citation
+
+
+def test_the_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"onnxjl {onnxjl.__version__}\n"
+
+
+def test_the_licence_is_the_same_for_pip_and_for_citations() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nlicense: {PYTHON['project']['license']}\n" in citation
+    (author,) = PYTHON["project"]["authors"]
+    assert f'\n  - name: "{author["name"]}"\n' in citation
 
 
 def test_julia_packages_are_the_same_for_pip_and_for_julia() -> None:

@@ -18,7 +18,7 @@ from onnxjl import cli
 from onnxjl.flux import criterion_from
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)\s]*)?\)")
 NUMBER = re.compile(r"\d+(\.\d+)*(e-?\d+)?")
@@ -30,10 +30,15 @@ pip install -e '.[test]' && pytest
 """
 
 
+def name(page: Path) -> str:
+    """Return a page's path in the repository."""
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
 def blocks(page: Path, language: str) -> list[str]:
     """Return the code blocks of a page."""
     found = FENCE.findall(page.read_text(encoding="utf-8"))
-    return [code for name, code in found if name == language]
+    return [code for kind, code in found if kind == language]
 
 
 def shape(line: str) -> str:
@@ -69,7 +74,7 @@ def test_the_readme_has_the_two_commands() -> None:
     assert COMMANDS.lstrip() in blocks(ROOT / "README.md", "sh")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
 def test_python_runs(page: Path, folder: Path) -> None:
     # In a process of its own: rules and criteria that a page adds must not outlive it.
     code = "\n".join(blocks(page, "python"))
@@ -103,7 +108,7 @@ def test_commands_print_what_is_shown(
 @needs_julia
 @pytest.mark.xdist_group("julia")
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if blocks(p, "py") or blocks(p, "julia")], ids=lambda p: p.stem
+    "page", [p for p in PAGES if blocks(p, "py") or blocks(p, "julia")], ids=name
 )
 def test_python_with_julia_runs(page: Path, folder: Path) -> None:
     for code in blocks(page, "py"):
@@ -112,16 +117,16 @@ def test_python_with_julia_runs(page: Path, folder: Path) -> None:
         criteria = re.findall(r"^function (\w+)\(group\)", code, re.MULTILINE)
         if not criteria:
             continue
-        (name,) = criteria
+        (function,) = criteria
         (folder / "mine.jl").write_text(code, encoding="utf-8")
-        criterion = criterion_from(folder / "mine.jl", name)
+        criterion = criterion_from(folder / "mine.jl", function)
         model = onnxjl.to_flux("tests/models/mnist-resnet14.onnx")
         data = "tests/models/mnist-resnet14.calib.npz"
         small = onnxjl.prune(model, macs=0.7, criterion=criterion, data=data)
-        assert small.plan.request["criterion"] == name
+        assert small.plan.request["criterion"] == function
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" in target:

@@ -254,6 +254,36 @@ def test_layers_that_make_two_groups_number_them() -> None:
     assert [(group.name, group.size) for group in groups(model)] == [("a", 3), ("a#2", 5)]
 
 
+def test_a_layer_names_its_group() -> None:
+    model = network(
+        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
+            a = Gemm (x, w)
+            b = Gemm (x, v)
+            c = Add (a, b)
+            p, q = Split <axis = 1> (c, sizes)
+            y = Gemm (p, wp)
+            z = Gemm (q, wq)
+        }""",
+        {"w": (6, 8), "v": (6, 8), "wp": (3, 2), "wq": (5, 2)},
+        {"sizes": [3, 5]},
+    )
+    found = groups(model)
+    assert found["a"] is found[0]  # which bears its name, though it is in two
+    with pytest.raises(UsageError, match="layer 'b' is in several groups: 'a', 'a#2'; name one"):
+        found["b"]
+    model = network(
+        """g (float[N, 6] x) => (float[N, 2] y) {
+            a = Gemm (x, w)
+            b = Gemm (x, v)
+            c = Add (a, b)
+            y = Gemm (c, u)
+        }""",
+        {"w": (6, 8), "v": (6, 8), "u": (8, 2)},
+    )
+    found = groups(model)
+    assert found["b"] is found["a"] is found[0]
+
+
 def test_unknown_names_are_told() -> None:
     found = groups(SHARED)
     assert found["c"] is found[0]
@@ -270,7 +300,7 @@ def test_groups_print_a_line_each_and_what_stays() -> None:
     assert lines[0] == "2 groups, 15 units"
     assert lines[1].split()[:4] == ["a", "8", "×", "channel"]
     assert "inexact: LayerNormalization 'n'" in lines[1]
-    assert lines[3:] == ["1 layers stay whole", "  d: network output 'y'"]
+    assert lines[3:] == ["1 layer stays whole", "  d: network output 'y'"]
 
 
 def test_layer_names_are_weight_prefixes_where_these_are_unique() -> None:

@@ -167,7 +167,13 @@ struct Member
     indices::Matrix{Int}
 end
 
-"A unit's slice of a member, or of an array like its weight."
+"""
+    slice(member, unit)
+    slice(member, unit, array)
+
+A unit's part of a member's weight, or of an array of that size, such as its gradient: a view with
+the member's dimension as it is, and only the unit's indices of it.
+"""
 slice(member::Member, unit, x=member.weight) = selectdim(x, member.dim, member.indices[unit, :])
 
 """

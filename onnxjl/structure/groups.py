@@ -132,14 +132,24 @@ class Groups(Sequence[Group]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Group, ...]: ...
     def __getitem__(self, index: int | str | slice) -> Group | tuple[Group, ...]:
-        if isinstance(index, str):
-            for group in self._groups:
-                if index == group.name:
-                    return group
-            raise UsageError(
-                f"no group is called '{index}'; there are {', '.join(g.name for g in self._groups)}"
-            )
-        return self._groups[index]
+        """Return a group by its number, its name, or a layer that is in no other group.
+
+        Raises
+        ------
+        UsageError : there is no such group, or the layer is in several.
+        """
+        if not isinstance(index, str):
+            return self._groups[index]
+        found = [group for group in self._groups if index == group.name]
+        found = found or [group for group in self._groups if index in group.layers]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"'{group.name}'" for group in found)
+            raise UsageError(f"layer '{index}' is in several groups: {several}; name one of these")
+        raise UsageError(
+            f"no group is called '{index}'; there are {', '.join(g.name for g in self._groups)}"
+        )
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -157,7 +167,8 @@ class Groups(Sequence[Group]):
                 f"{g.params:>9,.0f} parameters each{note}"
             )
         if self.whole:
-            lines.append(f"{len(self.whole)} layers stay whole")
+            count = len(self.whole)
+            lines.append("1 layer stays whole" if count == 1 else f"{count} layers stay whole")
             lines += [f"  {w.layer}: {w.reason}" for w in self.whole]
         return "\n".join(lines)
 
