@@ -71,7 +71,9 @@ def run(path: Path) -> Any:
         hide = {str(place): ".", str(place.parent): "..", str(ROOT): "..", str(Path.home()): "~"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [clean(output, hide) for output in joined(cell.outputs)]
+            outputs = [clean(output, hide) for output in joined(cell.outputs)]
+            # What is left of a bar that was wiped is nothing.
+            cell.outputs = [output for output in outputs if output.get("text") != ""]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -108,7 +110,7 @@ def _text(text: str, hide: dict[str, str]) -> str:
         text = text.replace(path, name)
     # A bar is drawn over itself, and wiped in the end.
     lines = [re.sub(r"\x1b\[\d*K", "", line).rstrip("\r") for line in text.split("\n")]
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in lines)
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in lines)
 
 
 if __name__ == "__main__":
