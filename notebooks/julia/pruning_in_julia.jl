@@ -54,7 +54,7 @@ end
 # over layers. `slice` is the part of a weight, or of its gradient, that belongs to one channel; the
 # parameters of normalizations are left aside.
 
-sample = 1:256
+sample = randperm(Xoshiro(0), length(labels))[1:256]
 onehot = Flux.onehotbatch(labels, 0:9)
 Δ = only(Flux.gradient(m -> Flux.logitcrossentropy(m(x[:, :, :, sample]), onehot[:, sample]), m))
 found = groups(m; gradient=Δ)
