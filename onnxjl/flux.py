@@ -286,7 +286,8 @@ class FluxModel:
 
         Returns
         -------
-        The loss, and initializer name -> gradient of the weight's shape, in ONNX's layout.
+        The loss, and initializer name -> gradient of the weight's shape, in ONNX's layout; in the
+        order of the graph's initializers.
 
         Raises
         ------
@@ -296,7 +297,10 @@ class FluxModel:
         value, tree = self.backward(loss, inputs, target)
         with as_julia_error():
             found = julia().namedgradients(self.julia, tree)
-            return value, {str(k): np.array(v.T, order="C") for k, v in found.items()}
+            arrays = {str(k): np.array(v.T, order="C") for k, v in found.items()}
+        place = {name: i for i, name in enumerate(self.graph.model.graph.initializers)}
+        names = sorted(arrays, key=lambda name: place.get(name, len(place)))
+        return value, {name: arrays[name] for name in names}
 
     def backward(
         self,

@@ -91,6 +91,10 @@ class History:
             lines.append("interrupted: the weights are those of the last finished step")
         return "\n".join(lines) or "no epoch"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the same at the end of a notebook's cell."""
+        printer.text(str(self))
+
     def _cell(self, field: str, value: float | None) -> str:
         if value is None:
             return ""

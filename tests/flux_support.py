@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+from onnxjl import julia_environment
 
 EXECUTABLE = "PYTHON_JULIACALL_EXE"
 PROJECT = "PYTHON_JULIACALL_PROJECT"
@@ -33,3 +37,21 @@ def name_julia() -> None:
     ask = [executable, "--startup-file=no", "-e", "print(dirname(Base.active_project()))"]
     done = subprocess.run(ask, capture_output=True, text=True, check=True)
     os.environ[EXECUTABLE], os.environ[PROJECT] = executable, done.stdout
+
+
+def julia(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Julia with a Python that has onnxjl."""
+    place = julia_environment.find()
+    path = os.pathsep.join(
+        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    python = {"JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
+    return subprocess.run(
+        [place.executable, "--startup-file=no", f"--project={place.project}", *arguments],
+        env={**os.environ, "PYTHONPATH": path, **python, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )

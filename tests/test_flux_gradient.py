@@ -116,6 +116,13 @@ def test_both_modes_of_batch_normalization_are_told_apart():
     assert min(worst.values()) > 10 * TOLERANCE["float32"]
 
 
+def test_gradients_come_in_the_order_of_the_file():
+    stored = Stored("resnet")
+    model = onnxjl.to_flux(stored.path)
+    _, gradient = model.gradient("cross-entropy", stored.feeds, stored.target)
+    assert [*gradient] == [n for n in model.graph.model.graph.initializers if n in gradient]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_gradients_of_whole_networks_are_those_of_pytorch(name, tmp_path):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from flux_support import needs_julia
+from flux_support import julia, needs_julia
 from models import zoo
 
 import onnxjl
-from onnxjl import julia_environment
 from onnxjl.check import compare, masked
 from onnxjl.plan import Plan
 from onnxjl.prune import keep
@@ -32,22 +28,6 @@ def in_julia(test):
     for mark in (pytest.mark.slow, needs_julia, pytest.mark.xdist_group("researcher")):
         test = mark(test)
     return test
-
-
-def julia(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Julia with a Python that has onnxjl."""
-    place = julia_environment.find()
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    python = {"JULIA_PYTHONCALL_EXE": sys.executable, "JULIA_CONDAPKG_BACKEND": "Null"}
-    return subprocess.run(
-        [place.executable, "--startup-file=no", f"--project={place.project}", *arguments],
-        env={**os.environ, "PYTHONPATH": path, **python, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import pytest
+
 from onnxjl.history import Epoch, History, epoch_of
 
 FIRST = Epoch(1, 2.25, 0.5, 2.5, 0.25, 1e-3, 10, 640, 1.25)
@@ -19,6 +21,12 @@ def test_it_prints_as_a_table() -> None:
         "    2  0.1235    98.7 %              0.5               90.0 %  0.0005      1.0",
         "the weights are those of epoch 1, the best one",
     ]
+
+
+def test_a_notebook_shows_the_table() -> None:
+    pretty = pytest.importorskip("IPython.lib.pretty").pretty
+    history = History((FIRST, SECOND), metric="accuracy")
+    assert pretty(history) == str(history)
 
 
 def test_columns_without_figures_are_left_out() -> None:

@@ -14,7 +14,10 @@ import flux_support
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+SCRIPTS = sorted((ROOT / "notebooks").rglob("*.jl"))
+NOTEBOOKS = sorted(
+    path for path in (ROOT / "notebooks").rglob("*.ipynb") if path.with_suffix(".jl") not in SCRIPTS
+)
 
 pytestmark = pytest.mark.skipif(
     not all(map(util.find_spec, ("ipykernel", "nbclient"))),
@@ -41,6 +44,15 @@ def is_here(name: str) -> bool:
     return util.find_spec(name) is not None
 
 
+def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the module that runs notebooks."""
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    monkeypatch.delitem(sys.modules, "run", raising=False)
+    import run
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +62,7 @@ def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"needs what isn't here: {', '.join(missing)}")
     if "julia" in needs:
         flux_support.name_julia()
-    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
-    monkeypatch.delitem(sys.modules, "run", raising=False)
-    import run
-
-    run.run(path)  # a cell that fails raises
+    runner(monkeypatch).run(path)  # a cell that fails raises
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -78,3 +86,22 @@ def test_it_shows_a_picture_and_tells_a_story(path: Path) -> None:
     told = [c for c in read(path).cells if c.cell_type == "markdown"]
     assert told
     assert told[0].source.startswith("# ")
+
+
+@flux_support.needs_julia
+@pytest.mark.slow
+@pytest.mark.xdist_group("researcher")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_julia_runs_the_script(path: Path) -> None:
+    done = flux_support.julia(path)
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+    assert "equals Julia's own outputs in onnxruntime" in done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_notebook_is_made_from_the_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jupytext")
+    made = runner(monkeypatch).of_script(path)
+    stored = read(path.with_suffix(".ipynb"))
+    assert stored == made, "run python notebooks/run.py julia"
+    assert made.cells[0].source.startswith("# ")
