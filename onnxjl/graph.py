@@ -46,6 +46,31 @@ class Graph:
 
         return save(self, path, **options)
 
+    @cached_property
+    def macs(self) -> int:
+        """Multiply–accumulates for one sample, as budgets count them.
+
+        Where inputs leave sizes open, they are those of `shapes`, or else assumed as in pruning.
+        """
+        from onnxjl.structure import analyze
+
+        structure = analyze(self)
+        return round(structure.macs.total(structure.sizes))
+
+    @property
+    def params(self) -> int:
+        """Parameters: elements of floating-point weights."""
+        tensors = [value.const_value for value in self.model.graph.initializers.values()]
+        return sum(t.size for t in tensors if t is not None and t.dtype in FLOATING)
+
+    def __repr__(self) -> str:
+        name = self.path.name if self.path else self.model.graph.name or ""
+        state = "pruned" if self.plan else "normalized" if self.normalized else "as loaded"
+        return (
+            f"Graph({name!r}, {state}, opset {self.opset}, {len(self.model.graph)} nodes, "
+            f"{self.params:,} parameters)"
+        )
+
     @property
     def opset(self) -> int:
         """Version of the default operator set."""

@@ -1,4 +1,4 @@
-"""Weights in external data take memory while they are read, and no longer."""
+"""A graph's size, and its weights: in external data they take memory while they are read only."""
 
 from __future__ import annotations
 
@@ -55,3 +55,19 @@ def test_a_weight_in_memory_stays(graph: Graph) -> None:
     before = small.weight("a").copy()
     small.unmap("a")
     np.testing.assert_array_equal(small.weight("a"), before)
+
+
+def test_its_size(graph: Graph) -> None:
+    assert (graph.macs, graph.params) == (16 * 40 + 40 * 3, 16 * 40 + 40 * 3)
+    small = prune(graph, amount=0.5)
+    assert (small.macs, small.params) == (16 * 20 + 20 * 3, 16 * 20 + 20 * 3)
+
+
+def test_it_prints_as_one_line(graph: Graph) -> None:
+    small = prune(graph, amount=0.5)
+    assert graph.path is not None
+    loaded = load(graph.path)
+    opset = f"opset {graph.opset}"
+    assert repr(loaded) == f"Graph('net.onnx', as loaded, {opset}, 3 nodes, 760 parameters)"
+    assert repr(graph) == f"Graph('net.onnx', normalized, {opset}, 3 nodes, 760 parameters)"
+    assert repr(small) == f"Graph('net.onnx', pruned, {opset}, 3 nodes, 380 parameters)"
