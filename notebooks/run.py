@@ -4,7 +4,7 @@
 
 Each runs in a folder of its own, beside a link to the repository's ``tests``, so what it writes is
 gone afterwards. Its outputs are written into the notebook as a reader should find them: the last
-state of each progress bar, no times of execution, no paths of this machine.
+state of each progress bar, none that is wiped, no times of execution, no paths of this machine.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def run(path: Path) -> Any:
         hide = {str(place): ".", str(place.parent): "..", str(ROOT): "..", str(Path.home()): "~"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [clean(output, hide) for output in joined(cell.outputs)]
+            outputs = [clean(output, hide) for output in joined(cell.outputs)]
+            cell.outputs = [output for output in outputs if output.get("text", "-").strip()]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
