@@ -72,7 +72,7 @@ def run(path: Path) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             outputs = [clean(output, hide) for output in joined(cell.outputs)]
-            cell.outputs = [output for output in outputs if output.get("text", "-").strip()]
+            cell.outputs = joined([o for o in outputs if o.get("text", "-").strip()])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
