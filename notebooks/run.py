@@ -4,7 +4,7 @@
 
 Each runs in a folder of its own, beside a link to the repository's ``tests``, so what it writes is
 gone afterwards. Its outputs are written into the notebook as a reader should find them: the last
-state of each progress bar, no times of execution, no paths of this machine.
+state of each progress bar, none that is wiped, no times of execution, no paths of this machine.
 
 A notebook in Julia is made from the script beside it, and has no outputs: it needs IJulia's kernel.
 """
@@ -76,7 +76,7 @@ def run(path: Path) -> Any:
         if cell.cell_type == "code":
             outputs = [clean(output, hide) for output in joined(cell.outputs)]
             # What is left of a bar that was wiped is nothing.
-            cell.outputs = [output for output in outputs if output.get("text") != ""]
+            cell.outputs = joined([o for o in outputs if o.get("text", "-").strip()])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
