@@ -244,6 +244,24 @@ image(
     [4, 3, 2],
     weights={"g": (12, 4, 1, 1), "h": (8, 3, 1, 1)},
 )
+row(
+    "grouped Conv and depthwise Conv with a multiplier, of inputs that stay",
+    """g (float[N, 8, 6, 6] x, float[N, 4, 6, 6] u) => (y, v) {
+        a = Conv <group = 4> (x, w1, b1)
+        p = Relu (a)
+        y = Conv <group = 2> (p, w2)
+        b = Conv <group = 4> (u, w3)
+        v = Conv (b, w4)
+    }""",
+    {
+        "w1": (12, 2, 3, 3),
+        "b1": (12,),
+        "w2": (4, 6, 1, 1),
+        "w3": (12, 1, 3, 3),
+        "w4": (3, 12, 1, 1),
+    },
+    [3, 3],
+)
 image(
     "ConvTranspose",
     "z = ConvTranspose <strides = [2, 2]> (a, t, tb)",
