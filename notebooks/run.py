@@ -5,6 +5,8 @@
 Each runs in a folder of its own, beside a link to the repository's ``tests``, so what it writes is
 gone afterwards. Its outputs are written into the notebook as a reader should find them: the last
 state of each progress bar, none that is wiped, no times of execution, no paths of this machine.
+
+A notebook in Julia is made from the script beside it, and has no outputs: it needs IJulia's kernel.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def main() -> None:
     for path in sorted(FOLDER.rglob("*.ipynb")):
         if not parts or any(part in str(path.relative_to(FOLDER)) for part in parts):
             print(path.relative_to(ROOT), flush=True)
-            nbformat.write(run(path), path)
+            script = path.with_suffix(".jl")
+            nbformat.write(of_script(script) if script.exists() else run(path), path)
 
 
 def run(path: Path) -> Any:
@@ -72,11 +75,36 @@ def run(path: Path) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             outputs = [clean(output, hide) for output in joined(cell.outputs)]
+            # What is left of a bar that was wiped is nothing.
             cell.outputs = joined([o for o in outputs if o.get("text", "-").strip()])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
         **{name: notebook.metadata[name] for name in ("onnxjl",) if name in notebook.metadata},
+    }
+    return notebook
+
+
+def of_script(path: Path) -> Any:
+    """Return a Julia script as a notebook, whose text are comments that stand alone.
+
+    Parameters
+    ----------
+    path : path of the script
+
+    Returns
+    -------
+    nbformat.NotebookNode
+        The notebook, without outputs.
+    """
+    import jupytext
+
+    notebook = jupytext.read(path, fmt="jl:light")
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", {}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Julia", "language": "julia", "name": "julia-1.10"},
+        "language_info": {"name": "julia"},
     }
     return notebook
 
@@ -109,7 +137,7 @@ def _text(text: str, hide: dict[str, str]) -> str:
         text = text.replace(path, name)
     # A bar is drawn over itself, and wiped in the end.
     lines = [re.sub(r"\x1b\[\d*K", "", line).rstrip("\r") for line in text.split("\n")]
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in lines)
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in lines)
 
 
 if __name__ == "__main__":
