@@ -27,12 +27,14 @@ if TYPE_CHECKING:
         UsageError,
         WeightError,
     )
+    from onnxjl.evaluate import accuracy
     from onnxjl.flux import FluxModel, from_flux, to_flux
     from onnxjl.graph import Graph
     from onnxjl.load import load
     from onnxjl.normalize import normalize
     from onnxjl.plan import Plan, apply
-    from onnxjl.prune import prune
+    from onnxjl.prune import keep, prune
+    from onnxjl.recovery import recover
     from onnxjl.save import save
     from onnxjl.structure import Group, Groups
     from onnxjl.structure.groups import groups
@@ -62,13 +64,16 @@ _PUBLIC = {
     "UnsupportedOperator": "errors",
     "UsageError": "errors",
     "WeightError": "errors",
+    "accuracy": "evaluate",
     "apply": "plan",
     "compare": "check",
     "from_flux": "flux",
     "groups": "structure",
+    "keep": "prune",
     "load": "load",
     "normalize": "normalize",
     "prune": "prune",
+    "recover": "recovery",
     "save": "save",
     "sensitivity": "sweep",
     "sweep": "sweep",
@@ -97,13 +102,16 @@ __all__ = [
     "UsageError",
     "WeightError",
     "__version__",
+    "accuracy",
     "apply",
     "compare",
     "from_flux",
     "groups",
+    "keep",
     "load",
     "normalize",
     "prune",
+    "recover",
     "save",
     "sensitivity",
     "sweep",

@@ -77,6 +77,10 @@ class Comparison:
         tolerance = self.tolerance if tolerance is None else tolerance
         return all(output.equal(tolerance) for output in self.outputs)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Let a notebook show the text."""
+        printer.text(str(self))
+
     def __str__(self) -> str:
         lines = []
         width = max((len(output.name) for output in self.outputs), default=0)

@@ -10,16 +10,17 @@ from onnxjl import session
 from onnxjl.data import BATCH_SIZE, TARGET, batches, labelled
 from onnxjl.errors import DataError
 from onnxjl.graph import Graph
+from onnxjl.load import Source, load
 from onnxjl.progress import progress
 
 
-def accuracy(graph: Graph, data: Any, *, batch_size: int = BATCH_SIZE) -> float:
+def accuracy(model: Source, data: Any, *, batch_size: int = BATCH_SIZE) -> float:
     """Fraction of samples whose largest output is that of their class, in onnxruntime.
 
     Parameters
     ----------
-    graph : a classifier; its first output is (samples, classes), where further axes of size 1 are
-        passed over.
+    model : a classifier, as `load` takes it; its first output is (samples, classes), where further
+        axes of size 1 are passed over.
     data : labelled samples, see `onnxjl.data`; the labels are (samples,) int, 0-based classes.
     batch_size : samples in a batch where the graph leaves the number open.
 
@@ -32,6 +33,7 @@ def accuracy(graph: Graph, data: Any, *, batch_size: int = BATCH_SIZE) -> float:
     DataError : the data don't fit the graph, or the outputs or labels aren't those of a classifier.
     ModelError : onnxruntime can't run the graph.
     """
+    graph = load(model)
     opened = session.open_session(graph, optimized=True)
     output = graph.model.graph.outputs[0].name or ""
     right, samples = 0, 0

@@ -54,6 +54,14 @@ class Plan:
     engine: str = "numpy"
     sizes: Mapping[str, Mapping[int, int]] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        indices = sum(len(kept) for axes in self.kept.values() for kept in axes.values())
+        asked = ", ".join(f"{key}={value!r}" for key, value in self.request.items() if value)
+        return (
+            f"Plan(keeps {indices:,} indices of {len(self.kept)} weights, {self.engine} engine; "
+            f"{asked or 'no request'})"
+        )
+
     @property
     def source(self) -> dict[str, Any]:
         """Fingerprint and opset of the graph that the plan refers to."""
