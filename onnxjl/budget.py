@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.structure.cost import Cost, Counts, Size, Tally
-from onnxjl.structure.groups import Structure
+from onnxjl.structure.groups import Group, Structure
 
 Scope = Literal["global", "local"]
 SCOPES: tuple[Scope, ...] = ("global", "local")
@@ -35,9 +36,10 @@ class Request:
         ``"bytes"`` or ``"latency"`` (fraction kept); None where only `amount_for` asks.
     fraction : in (0, 1).
     scope : ``"global"`` ranks all units together, ``"local"`` takes the same share of each group.
-    amount_for : fnmatch pattern of layers or nodes -> fraction removed of their groups.
+    amount_for : fnmatch pattern of layers or nodes, or one group as `alone` names it -> fraction
+        removed of their groups.
     round_to : widths become multiples of this, which may be "auto"; a group that is no multiple may
-        also stay whole.
+        also stay whole. Of units that are several indices wide, such as heads, fewer make a step.
     min_units : units that every group keeps.
     """
 
@@ -133,6 +135,16 @@ def least_share(
     return structure.macs.total(selection.least) / whole if whole else 1.0
 
 
+def alone(name: str) -> str:
+    """Return what means a group and no other in `Request.amount_for`: ``NAME#1``, ``NAME#2``, ….
+
+    Parameters
+    ----------
+    name : of the group; where a layer has several, the later ones' names end in a number already.
+    """
+    return name if "#" in name else f"{name}#1"
+
+
 class _Selection:
     """The search for how many units each group keeps."""
 
@@ -151,11 +163,15 @@ class _Selection:
             n: np.argsort(-s, kind="stable") for n, s in zip(offered, scores, strict=True)
         }
         self.scores = {n: s[self.ranked[n]] for n, s in zip(offered, scores, strict=True)}
+        # A unit may be several indices wide, as a head is: fewer of them make a step then.
+        self.steps = np.array(
+            [request.step // math.gcd(request.step, _width(group)) for group in structure.groups],
+            dtype=np.int64,
+        )
         self.fixed = self._asked_for_by_pattern(offered)
         self.free = np.array([n for n in offered if n not in self.fixed], dtype=np.int64)
         self.least = self.sizes.copy()
-        sizes = self.sizes[self.free]
-        self.least[self.free] = self._round(sizes, np.zeros_like(sizes))
+        self.least[self.free] = self._round(self.free, np.zeros_like(self.free))
         for number, count in self.fixed.items():
             self.least[number] = count
         self.start = self.sizes.copy()
@@ -165,7 +181,10 @@ class _Selection:
     def _asked_for_by_pattern(self, offered: Sequence[int]) -> dict[int, int]:
         fixed: dict[int, int] = {}
         for pattern, amount in (self.request.amount_for or {}).items():
-            matching = [n for n in offered if self.structure.groups[n].matches(pattern)]
+            names = {n: self.structure.groups[n].name for n in offered}
+            matching = [n for n in offered if "#" in pattern and pattern == alone(names[n])] or [
+                n for n in offered if self.structure.groups[n].matches(pattern)
+            ]
             if not matching:
                 raise UsageError(f"no prunable layer matches '{pattern}'")
             for number in matching:
@@ -174,11 +193,12 @@ class _Selection:
 
     def _kept(self, number: int, amount: float) -> int:
         size = self.sizes[number]
-        return int(self._round(size, np.floor((1 - amount) * size + _SLACK).astype(np.int64)))
+        count = np.floor((1 - amount) * size + _SLACK).astype(np.int64)
+        return int(self._round(np.array(number), count))
 
-    def _round(self, sizes: Counts, counts: Counts) -> Counts:
-        """Return the largest allowed widths of at most `counts`, or the smallest that there are."""
-        step = self.request.step
+    def _round(self, groups: Counts, counts: Counts) -> Counts:
+        """Return the largest allowed counts of at most `counts`, or the smallest that there are."""
+        sizes, step = self.sizes[groups], self.steps[groups]
         least = np.minimum(self.request.min_units, sizes)
         lowest = -(-least // step) * step
         rounded = np.maximum(counts // step * step, lowest)
@@ -186,7 +206,7 @@ class _Selection:
 
     def _round_all(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         result = self.start.copy()
-        result[self.free] = self._round(self.sizes[self.free], counts[self.free])
+        result[self.free] = self._round(self.free, counts[self.free])
         return result
 
     def _cost(self) -> Cost:
@@ -274,9 +294,9 @@ class _Selection:
             (self._turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]
         ]
         heapq.heapify(queue)
-        step = self.request.step
         while queue:
             _, n = heapq.heappop(queue)
+            step = int(self.steps[n])
             units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
             # What is left of the budget only shrinks, and what a unit costs only grows with the
             # others: a group whose next unit doesn't fit is done.
@@ -304,6 +324,11 @@ class _Selection:
             f"the widest group has {widest} units, with min_units={self.request.min_units} and "
             f"round_to={self.request.step}"
         )
+
+
+def _width(group: Group) -> int:
+    """How many indices a unit has, at least, in the weights that it is cut from."""
+    return min((member.indices.shape[1] for member in group.members), default=1)
 
 
 def _first_that_fits(

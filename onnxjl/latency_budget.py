@@ -111,7 +111,12 @@ def search(race: Race, fraction: float, floor: float) -> Trial:
     ------
     BudgetError : even the smallest candidate is too slow.
     """
-    lowest = min(floor * (1 + 1e-9) + 1e-9, 1 - _NARROW)
+    if floor > 1 - _NARROW:
+        raise BudgetError(
+            f"latency={fraction} can't be met: at least {floor:.1%} of the MACs stay in this "
+            "network; `groups` tells what is left whole and why"
+        )
+    lowest = floor * (1 + 1e-9) + 1e-9
     slow: Trial | None = None
     fast: Trial | None = None
     share = max(fraction, lowest)

@@ -100,6 +100,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     BudgetError : the budget can't be met (says how far it can go), or nothing would change.
     UsageError : an unknown criterion, pattern, option, or not exactly one budget.
     WeightError : a weight to be scored isn't finite.
+    DataError, ModelError : `data` don't fit, or onnxruntime can't run what is to be measured.
     """
     given: dict[Budget, float] = {
         name: value

@@ -288,6 +288,8 @@ def _advice_on_widths(changes: Sequence[Change], request: Mapping[str, Any]) -> 
     latency, macs = by_name.get("latency"), by_name.get("MACs")
     if latency is None or macs is None or request.get("round_to", 1) != 1:
         return []
+    if "round_to_asked" in request:
+        return []
     if latency.before < _SHORT or latency.after / latency.before <= _SLOWER * (macs.ratio or 1):
         return []
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import importlib
 import inspect
@@ -16,13 +15,14 @@ from concurrent.futures import BrokenExecutor, Executor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxjl.budget import AUTO, alone
 from onnxjl.criteria import name_of
-from onnxjl.errors import DataError, OnnxjlError, UsageError
+from onnxjl.errors import BudgetError, DataError, OnnxjlError, UsageError
 from onnxjl.evaluate import accuracy, output_error
 from onnxjl.graph import Graph
 from onnxjl.inputs import random_inputs
@@ -34,6 +34,7 @@ from onnxjl.prune import prune
 from onnxjl.serialize import write
 from onnxjl.structure import analyze
 from onnxjl.structure.groups import groups
+from onnxjl.widths import preferred_step
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +47,7 @@ KEY = "key"
 """The column that names a row: what was run, as a hash."""
 
 ATTEMPTS = 3
-"""How often a task is given to a worker that dies over it."""
+"""How often workers may die without a run done in between."""
 
 SEVERAL = (
     "criterion",
@@ -76,6 +77,7 @@ class Task:
     Parameters
     ----------
     model : path of the network, or its bytes.
+    shapes : of inputs that it leaves open, by name.
     options : arguments of `prune`.
     engine : "numpy" or "flux".
     validate : labelled samples for the accuracy, or None.
@@ -83,6 +85,7 @@ class Task:
     """
 
     model: str | bytes
+    shapes: Mapping[str, tuple[int, ...]]
     options: Mapping[str, Any]
     engine: str = "numpy"
     validate: Any = None
@@ -221,7 +224,10 @@ def sweep(
     _need("pandas", "pyarrow")
     _check(options)
     combinations, names = _combinations(options)
+    _tell_apart(path, {"validate": validate, **_data(options)})
     setting = _Setting(model, normalize(load(model)), engine, validate, measure_latency)
+    if any(each.get("round_to") == AUTO or "latency" in each for each in combinations):
+        preferred_step(analyze(setting.graph))  # once here, and not by each worker
     frame = _run(*setting.tasks(combinations, names), executor, workers, path)
     return Sweep(frame, names, setting.baseline())
 
@@ -257,6 +263,7 @@ def sensitivity(
     _check(options)
     if given := [name for name in (*_BUDGETS, "amount_for") if name in options]:
         raise UsageError(f"sensitivity takes amounts, not {given[0]}")
+    _tell_apart(path, {"validate": validate, **_data(options)})
     setting = _Setting(model, normalize(load(model)), engine, validate)
     offered = groups(
         setting.graph,
@@ -269,6 +276,10 @@ def sensitivity(
     ]
     frame = _run(*setting.tasks(combinations, ("group", "amount")), executor, workers, path)
     return Sensitivity(frame, setting.baseline())
+
+
+def _data(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("data", "calibration") if name in options}
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -321,19 +332,23 @@ class _Setting:
         """What is to be run, and what its row in the table begins with, by key."""
         # A path is opened where the work is done, which saves sending the network.
         payload = (
-            os.fspath(Path(self.model).resolve())
+            _absolute(os.fspath(self.model))
             if isinstance(self.model, str | os.PathLike)
             else _serialized(self.graph)
         )
-        common = [_digest(payload), _identity(self.validate), self.engine, self.latency]
+        shapes = {name: tuple(shape) for name, shape in self.graph.shapes.items()}
+        common = [self.graph.fingerprint, _identity(shapes), self.engine, self.latency]
+        common.append(_identity(self.validate))
         tasks, rows = {}, {}
         for options in combinations:
-            asked = dict(options)
+            asked = {name: _absolute(value) for name, value in options.items()}
             if "group" in asked:
-                asked["amount_for"] = {glob.escape(asked.pop("group")): asked.pop("amount")}
+                asked["amount_for"] = {alone(asked.pop("group")): asked.pop("amount")}
             identity = {name: _identity(value) for name, value in asked.items()}
             key = _hash([*common, identity])
-            tasks[key] = Task(payload, asked, self.engine, self.validate, self.latency)
+            tasks[key] = Task(
+                payload, shapes, asked, self.engine, _absolute(self.validate), self.latency
+            )
             rows[key] = {KEY: key, **{name: _shown(name, options) for name in names}}
         return tasks, rows
 
@@ -381,7 +396,10 @@ class _Table:
         self._written = time.monotonic()
         if self.path is not None and self.path.exists():
             for row in self._read(self.path):
-                if row.get(KEY) in wanted:
+                # What failed for another reason than its budget may work now.
+                if row["error"] and not row["error"].startswith(BudgetError.__name__):
+                    continue
+                if row[KEY] in wanted:
                     self.done[row[KEY]] = {**row, **wanted[row[KEY]]}
                 else:
                     self.others.append(row)
@@ -394,8 +412,9 @@ class _Table:
             frame = pandas.read_parquet(path)
         except Exception as error:  # pyarrow's have no common base
             raise DataError(f"{path}: can't be read as a table of a sweep: {error}") from error
-        if KEY not in frame:
-            raise DataError(f"{path}: not a table of a sweep: no column '{KEY}'")
+        for column in (KEY, "error"):
+            if column not in frame:
+                raise DataError(f"{path}: not a table of a sweep: no column '{column}'")
         rows: list[dict[str, Any]] = frame.to_dict("records")
         return rows
 
@@ -429,9 +448,10 @@ def _gather(
         return
     if executor is None:
         _need("loky")
-    left, attempts = dict(tasks), dict.fromkeys(tasks, 0)
+    left, deaths = dict(tasks), 0
     while left:
         pool = executor or _processes(workers)
+        before = len(left)
         futures = {pool.submit(run_task, task): key for key, task in left.items()}
         broken: BaseException | None = None
         try:
@@ -449,13 +469,14 @@ def _gather(
                 future.cancel()
         if broken is None:
             return
-        # Which of the tasks killed its worker isn't known: all that were left are tried again.
-        for key in left:
-            attempts[key] += 1
-        if executor is not None or max(attempts[key] for key in left) >= ATTEMPTS:
+        # Which of the tasks killed its worker isn't known: all that are left are tried again, as
+        # long as some are done.
+        deaths = deaths + 1 if len(left) == before else 1
+        if executor is not None or deaths >= ATTEMPTS:
             raise OnnxjlError(
-                f"workers died {ATTEMPTS if executor is None else 1} times, with {len(left)} of "
-                f"{len(tasks)} runs left; with path= a sweep goes on from what is done"
+                f"workers died {deaths} {'time' if deaths == 1 else 'times'} without a run done, "
+                f"{len(left)} of {len(tasks)} runs are left; with path= a sweep goes on from what "
+                "is done"
             ) from broken
 
 
@@ -486,7 +507,7 @@ def run_task(task: Task) -> dict[str, Any]:
 
 
 def _measure(task: Task) -> dict[str, Any]:
-    graph = _opened(task.model)
+    graph = _opened(task.model, tuple(sorted(task.shapes.items())))
     source: Any = graph
     if task.engine == "flux":
         from onnxjl.flux import to_flux
@@ -513,9 +534,9 @@ def _measure(task: Task) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _opened(model: str | bytes) -> Graph:
+def _opened(model: str | bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Graph:
     """The normalized network, opened once by each worker."""
-    return normalize(load(model))
+    return normalize(load(model, shapes=dict(shapes)))
 
 
 def _need(*packages: str) -> None:
@@ -538,50 +559,82 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _digest(data: str | bytes) -> str:
-    content = data if isinstance(data, bytes) else Path(data).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-def _identity(value: Any) -> Any:
-    """What tells a value from others, and is the same in another process."""
-    if value is None or isinstance(value, bool | int | float | str):
-        if isinstance(value, str) and Path(value).is_file():
-            return _digest(value)
+def _absolute(value: Any) -> Any:
+    """A path as it is found from any folder; other values as they are."""
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).is_file()):
+        return os.fspath(Path(value).resolve())
+    return value
+
+
+def _tell_apart(path: object, values: Mapping[str, Any]) -> None:
+    """Raise a UsageError where rows would be kept that can't be told from others."""
+    for name, value in values.items():
+        if path is not None and not isinstance(
+            value, str | os.PathLike | np.ndarray | Mapping | tuple | list | None
+        ):
+            raise UsageError(
+                f"with path=, {name}= has to be a file or arrays: a {type(value).__name__} can't "
+                "be told from another"
+            )
+
+
+def _identity(value: Any, seen: tuple[int, ...] = ()) -> Any:
+    """What tells a value from others, and is the same in another process where that can be."""
+    if id(value) in seen:
+        return "itself"
+    inside = partial(_identity, seen=(*seen, id(value)))
+    if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, os.PathLike):
-        return _digest(os.fspath(value))
+    if isinstance(value, str | os.PathLike):
+        path = Path(value)
+        return ["file", _digest(path.read_bytes())] if path.is_file() else str(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), _digest(np.ascontiguousarray(value).tobytes())]
     if isinstance(value, Mapping):
-        return {str(key): _identity(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_identity(each) for each in value]
+        return {str(key): inside(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [inside(each) for each in value]
     if isinstance(value, partial):
-        return [_identity(each) for each in (value.func, value.args, value.keywords)]
+        return [inside(each) for each in (value.func, value.args, value.keywords)]
+    if isinstance(value, MethodType):
+        return [inside(value.__func__), inside(value.__self__)]
     if isinstance(value, FunctionType):
-        code = value.__code__
-        constants = [repr(each) for each in code.co_consts if not isinstance(each, CodeType)]
         held = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [
-            name_of(value),
-            code.co_code.hex(),
-            [*constants, *code.co_names],
-            _identity([each for each in held if each is not value]),
-            _identity(value.__defaults__),
-        ]
-    return name_of(value) if callable(value) else type(value).__qualname__
+        used = {
+            name: value.__globals__[name]
+            for name in sorted(_names(value.__code__))
+            if not isinstance(value.__globals__.get(name), type | ModuleType | None)
+        }
+        return [name_of(value), _code(value.__code__), *map(inside, (held, used))]
+    if isinstance(value, BuiltinFunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dict__") and callable(value):
+        return [inside(type(value).__call__), inside(vars(value))]
+    return [type(value).__qualname__, id(value)]
+
+
+def _code(code: CodeType) -> list[Any]:
+    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names)]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that code uses, also in functions within."""
+    inner = [_names(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _shown(name: str, options: Mapping[str, Any]) -> Any:
-    """An option as a table holds it; a budget that isn't the row's is empty."""
+    """An option as a table holds it: numbers as they are, and empty for a budget of other rows."""
     value = options.get(name)
-    if value is None and name not in _BUDGETS:
+    if name in (*_BUDGETS, "seed"):
+        return value.item() if isinstance(value, np.generic) else value
+    if value is None:
         return "none"
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     return name_of(value) if callable(value) else str(value)

@@ -26,6 +26,9 @@ Build = Callable[[int], tuple[onnx.ModelProto, int]]
 STEPS = (1, 2, 4, 8, 16, 32)
 """What widths may be multiples of."""
 
+CACHE = "ONNXJL_CACHE"
+"""Environment variable: the folder in which measurements of this machine are kept."""
+
 _ENOUGH = 1.125
 """A step is good if it takes at most this much of the best step's time for a MAC."""
 
@@ -129,6 +132,8 @@ def _keep(path: Path, known: dict[str, Any]) -> None:
 
 def _cache() -> Path:
     """The file with what was measured."""
+    if folder := os.environ.get(CACHE):
+        return Path(folder) / "widths.json"
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":

@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 
 import flux_support
 import pytest
@@ -15,6 +19,10 @@ from hypothesis import HealthCheck, settings
 # What a shell starts in the background ignores Ctrl-C, and so do its children, which tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Measurements of this machine are the user's; tests make their own, once for each process.
+os.environ["ONNXJL_CACHE"] = tempfile.mkdtemp(prefix="onnxjl-")
+atexit.register(shutil.rmtree, os.environ["ONNXJL_CACHE"], ignore_errors=True)
 
 SLOW = pytest.StashKey[int]()
 

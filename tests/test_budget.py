@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import zoo
 from text_networks import network
 
 from onnxjl import BudgetError, UsageError, normalize
@@ -217,6 +218,40 @@ def test_amount_for_a_layer_overrides_the_budget(structure: Structure) -> None:
 def test_amount_for_a_layer_alone_leaves_all_others(structure: Structure) -> None:
     kept = chosen(structure, scores(), budget=None, fraction=None, amount_for={"three": 0.5})
     assert kept.tolist() == [12, 8, 2, 6]
+
+
+def test_one_of_the_groups_of_a_layer_is_asked_for_by_number() -> None:
+    model = network(
+        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
+            a = Gemm (x, w)
+            p, q = Split <axis = 1> (a, sizes)
+            y = Gemm (p, wp)
+            z = Gemm (q, wq)
+        }""",
+        {"w": (6, 8), "wp": (4, 2), "wq": (4, 2)},
+        {"sizes": [4, 4]},
+    )
+    structure = analyze(normalize(model))
+    assert [group.name for group in structure.groups] == ["a", "a#2"]
+    scored = [np.arange(4.0)] * 2
+    for pattern, kept in {"a": [2, 2], "a#1": [2, 4], "a#2": [4, 2]}.items():
+        request = Request(budget=None, fraction=None, amount_for={pattern: 0.5})
+        masks = select(structure, range(2), scored, request)
+        assert [mask.sum() for mask in masks] == kept
+
+
+@pytest.mark.parametrize("step", [1, 4, 16, 32])
+def test_heads_that_are_wide_make_larger_steps(step: int) -> None:
+    # A head of this network is 16 features, so that one makes a step of 16, and two one of 32.
+    structure = analyze(normalize(zoo.load("vit_tiny.ts17")), granularity="head")
+    scored = [np.arange(float(group.size)) for group in structure.groups]
+    request = Request("macs", 0.6, scope="local", round_to=step)
+    masks = select(structure, range(len(scored)), scored, request)
+    for group, mask in zip(structure.groups, masks, strict=True):
+        width = 16 if group.kind == "head" else 1
+        assert mask.sum() * width % step == 0
+    kinds = {g.kind for g, m in zip(structure.groups, masks, strict=True) if not m.all()}
+    assert kinds == {"head", "channel"}
 
 
 @pytest.mark.parametrize(("fraction", "met"), [(0.5, True), (0.01, False)])

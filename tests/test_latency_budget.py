@@ -65,6 +65,13 @@ def test_a_network_that_stays_too_slow_is_told():
     assert min(tried) == pytest.approx(0.2)
 
 
+def test_a_network_with_little_to_go_is_told():
+    race, tried = racer(lambda share: share)
+    with pytest.raises(BudgetError, match=r"latency=0.5 can't be met: at least 99.5% of the MACs"):
+        search(race, 0.5, 0.995)
+    assert not tried
+
+
 @pytest.fixture
 def proportional(monkeypatch):
     """Let onnxruntime take as long as a network has MACs: a nanosecond for each."""
@@ -99,7 +106,9 @@ def test_widths_are_multiples_of_what_was_asked_for(proportional):
     small = onnxjl.prune(NETWORK, latency=0.5, round_to=4)
     assert small.plan.request["round_to"] == 4
     assert "round_to_asked" not in small.plan.request
-    assert small.weight("layer1.0.conv1.weight").shape[0] % 4 == 0
+    sizes = [group.size for group in onnxjl.groups(small)]
+    assert all(size % 4 == 0 for size in sizes)
+    assert sizes != [group.size for group in onnxjl.groups(NETWORK)]
 
 
 def test_auto_takes_half_the_step_where_the_budget_asks_for_it(proportional):
@@ -181,5 +190,7 @@ def test_onnxruntime_is_measured():
     steps = widths.measure_steps(seconds=0.2)
     assert set(steps) == {"convolution", "product"}
     assert set(steps.values()) <= set(widths.STEPS)
-    request = onnxjl.prune(NETWORK, latency=0.7).plan.request
-    assert 0 < request["predicted"]["after_ms"] <= 0.7 * request["predicted"]["before_ms"]
+    small = onnxjl.prune(NETWORK, latency=0.7)
+    predicted = small.plan.request["predicted"]
+    assert 0 < predicted["after_ms"] <= 0.7 * predicted["before_ms"]
+    assert small.macs < onnxjl.load(NETWORK).macs

@@ -137,6 +137,11 @@ def test_widths_are_blamed_for_a_network_that_got_no_faster(latency, round_to, a
     assert [note.startswith("--round-to auto") for note in notes] == [True] * advised
 
 
+def test_who_asked_for_the_best_widths_is_not_told_to():
+    changes = [Change("MACs", 100, 50, "MACs"), Change("latency", 2.0, 1.9, "ms")]
+    assert _advice_on_widths(changes, {"round_to": 1, "round_to_asked": "auto"}) == []
+
+
 def test_latency_and_accuracy_are_measured(folder, pruned):
     x = np.random.default_rng(0).standard_normal((50, 3, 6, 6)).astype(np.float32)
     (y,) = ReferenceEvaluator(str(folder / "net.onnx")).run(None, {"x": x})

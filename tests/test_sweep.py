@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from text_networks import network
 
 import onnxjl
 from onnxjl.errors import DataError, OnnxjlError, UsageError
-from onnxjl.evaluate import accuracy
+from onnxjl.evaluate import accuracy, output_error
+from onnxjl.inputs import random_inputs
 from onnxjl.structure import analyze
 from onnxjl.sweep import SEVERAL, Sensitivity, Sweep, _hash, _identity
 
@@ -102,12 +105,13 @@ def test_a_function_of_ones_own_is_a_criterion_and_processes_take_it():
     )
     assert not found.frame["error"].any()
     assert found.frame["criterion"].tolist() == ["l2", "<lambda>"]
+    original = onnxjl.normalize(onnxjl.load(NETWORK))
     first = onnxjl.prune(
         NETWORK, criterion=lambda group, weights: -np.arange(group.size, dtype=float), amount=0.25
     )
-    inputs = {"image": np.zeros((1, 1, 28, 28), np.float32)}
-    assert found.frame["output_error"].nunique() == 2
-    assert _run(first, inputs).shape == (1, 10)
+    expected = output_error(original, first, random_inputs(original))
+    assert found.frame["output_error"][1] == pytest.approx(expected)
+    assert found.frame["output_error"][0] != pytest.approx(expected)
 
 
 def test_a_stopped_sweep_goes_on(tmp_path, threads, monkeypatch):
@@ -191,7 +195,9 @@ def test_a_run_that_always_kills_its_worker_ends_the_sweep(tmp_path):
     def kills(group, weights):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(OnnxjlError, match="workers died 3 times, with 1 of 2 runs left"):
+    with pytest.raises(
+        OnnxjlError, match="workers died 3 times without a run done, 1 of 2 runs are left"
+    ):
         onnxjl.sweep(
             NETWORK,
             criterion=["l1", kills],
@@ -222,8 +228,9 @@ def test_a_cluster_whose_workers_die_loses_nothing(tmp_path):
     assert len(found.frame) == 9
     assert found.frame["key"].is_unique
     assert not found.frame["error"].any()
-    expected = onnxjl.prune(NETWORK, criterion="l1", macs=0.4).plan
-    assert expected.request["macs"] == 0.4
+    small, original = onnxjl.prune(NETWORK, criterion="l1", macs=0.4), onnxjl.load(NETWORK)
+    (row,) = found.frame.query("criterion == 'l1' and macs == 0.4").to_dict("records")
+    assert row["macs_kept"] == small.macs / original.macs
 
 
 def test_each_group_is_pruned_alone(threads, few):
@@ -274,14 +281,138 @@ def test_what_can_be_gone_through_are_options_of_prune():
 def test_values_that_differ_have_other_keys(tmp_path):
     same = np.arange(3.0)
     assert _hash(_identity({"x": same})) == _hash(_identity({"x": same.copy()}))
-    different = [
+    different: list[object] = [
         None, 1, 2, 1.5, "l1", same, same.astype(np.float32), same[:2], {"x": same}, [1, 2],
         len, NETWORK, LABELLED, lambda group, weights: 1, lambda group, weights: 2,
-        dies_once("a"), dies_once("b"), partial(len, 1), partial(len, 2),
+        dies_once("a"), dies_once("b"), partial(len, 1), partial(len, 2), Scale(1.0), Scale(2.0),
+        Scale(1.0).half, lambda group, weights: [each + 1 for each in weights],
+        lambda group, weights: [each + 2 for each in weights], iter([1]), iter([1]),
     ]  # fmt: skip
     assert len({_hash(_identity(value)) for value in different}) == len(different)
     assert _hash(_identity(dies_once("a"))) == _hash(_identity(dies_once("a")))
     assert _identity(str(NETWORK)) == _identity(NETWORK)
+
+
+@dataclass
+class Scale:
+    """A criterion with a parameter."""
+
+    factor: float
+
+    def __call__(self, group, weights):
+        return np.full(group.size, self.factor)
+
+    def half(self, group, weights):
+        return np.full(group.size, self.factor / 2)
+
+
+FACTOR = 1.0
+
+
+def uses_a_global(group, weights):
+    return np.full(group.size, FACTOR)
+
+
+def test_a_function_whose_globals_change_is_another(monkeypatch):
+    before = _hash(_identity(uses_a_global))
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert _hash(_identity(uses_a_global)) != before
+
+
+def test_mixed_options_are_kept_as_text(tmp_path, threads):
+    path = tmp_path / "sweep.parquet"
+    found = onnxjl.sweep(
+        NETWORK, macs=[0.5], round_to=[8, "auto", None], executor=threads, path=path
+    )
+    assert found.frame["round_to"].tolist() == ["8", "auto", "none"]
+    onnxjl.sweep(NETWORK, params=[0.5], seed=[0, 1], executor=threads, path=path)
+    assert len(pandas.read_parquet(path)) == 5
+
+
+def test_the_shapes_of_inputs_go_along(threads):
+    # The larger the image, the less the products at the end count.
+    model = network(
+        """g (float[N, 3, H, H] x) => (float[N, 2] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w)
+            b = Conv <pads = [1, 1, 1, 1]> (a, v)
+            c = GlobalAveragePool (b)
+            d = Flatten (c)
+            e = Gemm (d, s)
+            y = Gemm (e, t)
+        }""",
+        {"w": (8, 3, 3, 3), "v": (8, 8, 3, 3), "s": (8, 512), "t": (512, 2)},
+    )
+    for size in (4, 64):
+        graph = onnxjl.load(model, shapes={"x": (1, 3, size, size)})
+        (row,) = onnxjl.sweep(graph, macs=[0.5], executor=threads).frame.to_dict("records")
+        small = onnxjl.prune(graph, macs=0.5)
+        assert row["params_kept"] == small.params / onnxjl.normalize(graph).params
+
+
+def test_what_failed_is_tried_again_and_what_is_out_of_reach_is_not(tmp_path, threads, monkeypatch):
+    path = tmp_path / "sweep.parquet"
+    ran = []
+    original = onnxjl.sweep.__globals__["run_task"]
+
+    def run_task(task):
+        macs = task.options["macs"]
+        ran.append(macs)
+        row = original(task)
+        first_time = macs == 0.5 and ran.count(0.5) == 1
+        return {**row, "error": "ModelError: not now"} if first_time else row
+
+    monkeypatch.setitem(onnxjl.sweep.__globals__, "run_task", run_task)
+    first = onnxjl.sweep(NETWORK, macs=[0.5, 0.0001], executor=threads, path=path)
+    assert first.frame["error"][0] == "ModelError: not now"
+    again = onnxjl.sweep(NETWORK, macs=[0.5, 0.0001], executor=threads, path=path)
+    assert sorted(ran) == [0.0001, 0.5, 0.5]
+    assert again.frame["error"][0] == ""
+    assert len(pandas.read_parquet(path)) == 2
+
+
+def test_paths_are_found_from_any_folder(threads, monkeypatch, tmp_path):
+    monkeypatch.chdir(LABELLED.parent)
+    tasks = []
+    original = onnxjl.sweep.__globals__["run_task"]
+    monkeypatch.setitem(
+        onnxjl.sweep.__globals__, "run_task", lambda task: tasks.append(task) or original(task)
+    )
+    onnxjl.sweep(
+        NETWORK.name,
+        macs=[0.5],
+        recover="bn",
+        calibration=CALIBRATION.name,
+        validate=LABELLED.name,
+        executor=threads,
+    )
+    (task,) = tasks
+    for path in (task.model, task.validate, task.options["calibration"]):
+        assert Path(path).is_absolute()
+
+
+def test_data_that_cannot_be_told_apart_are_not_kept(tmp_path):
+    with pytest.raises(
+        UsageError, match="with path=, validate= has to be a file or arrays: a list_"
+    ):
+        onnxjl.sweep(NETWORK, macs=[0.5], validate=iter([]), path=tmp_path / "sweep.parquet")
+
+
+def test_groups_of_one_layer_are_pruned_alone(threads):
+    model = network(
+        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
+            a = Gemm (x, w)
+            p, q = Split <axis = 1> (a, sizes)
+            y = Gemm (p, wp)
+            z = Gemm (q, wq)
+        }""",
+        {"w": (6, 8), "wp": (4, 2), "wq": (4, 2)},
+        {"sizes": [4, 4]},
+    )
+    found = onnxjl.sensitivity(model, (0.5,), executor=threads)
+    assert found.frame["group"].tolist() == ["a", "a#2"]
+    assert not found.frame["error"].any()
+    # Two of four columns of one group, and two rows of what reads them.
+    assert found.frame["params_kept"].tolist() == [1 - 16 / 64, 1 - 16 / 64]
 
 
 def frame(**columns):
