@@ -1,6 +1,6 @@
 # # Pruning in Julia
 #
-# From an ONNX file to a smaller one that is nearly as accurate, in Julia alone: a network is a Flux
+# From an ONNX file to a smaller one that is nearly as accurate, written in Julia: a network is a Flux
 # layer, its units are scored by functions of a line or two, and it is trained by a loop of one's own.
 #
 # ONNX files are read and written by the Python package onnxjl, which PythonCall brings in. The
