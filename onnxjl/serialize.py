@@ -121,13 +121,14 @@ def write(graph: Graph, file: Sink) -> None:
     proto.ClearField("graph")
     file.write(proto.SerializeToString(deterministic=True))
 
-    prefixes = {name: _tensor_prefix(name, tensor) for name, tensor in weights(graph)}
-    sizes = {name: len(prefixes[name]) + tensor.nbytes for name, tensor in weights(graph)}
+    large = dict(weights(graph))
+    prefixes = {name: _tensor_prefix(name, tensor) for name, tensor in large.items()}
+    sizes = {name: len(prefixes[name]) + tensor.nbytes for name, tensor in large.items()}
     total = len(head) + sum(1 + len(_varint(size)) + size for size in sizes.values())
     file.write(_tag(_field(onnx.ModelProto, "graph")) + _varint(total))
     file.write(head)
     initializer = _tag(_field(onnx.GraphProto, "initializer"))
-    for name, tensor in weights(graph):
+    for name, tensor in large.items():
         file.write(initializer + _varint(sizes[name]) + prefixes[name])
         write_tensor(tensor, file)
 

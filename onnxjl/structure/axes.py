@@ -261,7 +261,7 @@ def split_labels(
     for axis in range(len(shape)):
         others = tuple(i for i in range(len(shape)) if i != axis)
         first = roots[tuple(slice(0, 1) if i in others else slice(None) for i in range(len(shape)))]
-        if (roots == first).all() and len(np.unique(first)) > 1:
+        if (roots == first).all() and (first != first.flat[0]).any():
             keeper = axis
             break
     if keeper is None:

@@ -356,12 +356,11 @@ class _Builder:
         return allowed
 
     def _number_units(self) -> tuple[Indices, Indices, Indices, Indices]:
-        """Units with the same footprint form a group: footprints are compared by random sums."""
+        """Units with the same footprint form a group: footprints are compared by sums of codes."""
         count = len(self.roots)
-        random = np.random.default_rng(0)
         footprint = np.zeros(count, dtype=np.uint64)
         if self.vectors:
-            codes = random.integers(1, 2**63, size=len(self.vectors), dtype=np.uint64)
+            codes = _codes(len(self.vectors))
             lengths = [len(v) for v in self.vectors]
             np.add.at(
                 footprint, self.roots[np.concatenate(self.vectors)], np.repeat(codes, lengths)
@@ -393,12 +392,13 @@ class _Builder:
         What can't be rewritten is found here, so that it costs prunability and not a pruning.
         Every group loses another number, so that no two sizes agree by chance.
         """
-        random = np.random.default_rng(0)
         units = len(self.group_of)
-        order = np.argsort(self.group_of + random.random(units))  # at random within each group
+        codes = _codes(units + len(self.widths))
+        order = np.lexsort((codes[:units], self.group_of))  # as if at random within each group
+        counts = 1 + (codes[units:] % (self.widths - 1).astype(np.uint64)).astype(np.int64)
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)
-        kept[order] = rank < random.integers(1, self.widths)[self.group_of]
+        kept[order] = rank < counts[self.group_of]
         return Editor(self.run, kept[self.unit_at]).attempt()
 
     def _places_on(self, vectors: Sequence[NDArray[np.int64]]) -> Places:
@@ -495,7 +495,7 @@ class _Builder:
                 if factor.reason:
                     return reasons.reason_text(factor.reason)
                 continue
-            roots = np.unique(self.roots[factor.labels])
+            roots = self.roots[factor.labels]
             fixed = self.fixed[roots]
             if fixed.any():
                 return reasons.reason_text(int(fixed[fixed > 0].min()))
@@ -589,3 +589,14 @@ def _kind(flags: int) -> Granularity:
     if flags & Kind.HEAD:
         return "head"
     return "head-dim" if flags & Kind.HEAD_DIM else "channel"
+
+
+def _codes(count: int) -> NDArray[np.uint64]:
+    """Numbers of 64 bits whose sums differ for different sets of them, but for bad luck.
+
+    Source: Steele, Lea and Flood 2014, *Fast splittable pseudorandom number generators*, figure 17.
+    """
+    code = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    code = (code ^ (code >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    code = (code ^ (code >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return code ^ (code >> np.uint64(31))
