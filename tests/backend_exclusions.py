@@ -14,13 +14,10 @@ class Exclusion:
     ----------
     pattern : a regular expression for their whole names.
     reason : why they don't.
-    noise : whether the engine gives an answer, which differs by rounding alone; otherwise it raises
-        `UnsupportedOperator`.
     """
 
     pattern: str
     reason: str
-    noise: bool = False
 
     def covers(self, name: str) -> bool:
         """Return whether a test is one of these."""
@@ -28,12 +25,6 @@ class Exclusion:
 
 
 EXCLUSIONS = (
-    Exclusion(
-        r"test_dft_inverse(_opset19)?",
-        "expects rounding errors of NumPy's, twice the tolerance of 1e-7, where Julia gives 0 "
-        "(onnxruntime doesn't pass either)",
-        noise=True,
-    ),
     Exclusion(
         r"test_.*(_bf16|bfloat16|BFLOAT16).*",
         "bfloat16: Julia has no such type without a package",

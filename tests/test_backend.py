@@ -70,9 +70,7 @@ def test_what_does_not_pass_is_excluded_with_a_reason() -> None:
 
 
 def test_what_does_not_pass_is_unsupported() -> None:
-    others = {n: v.verdict for n, v in VERDICT.items() if v.verdict not in ("pass", "unsupported")}
-    noisy = [name for e in EXCLUSIONS if e.noise for name in VERDICT if e.covers(name)]
-    assert others == dict.fromkeys(noisy, "wrong")
+    assert {verdict.verdict for verdict in VERDICT.values()} == {"pass", "unsupported"}
 
 
 def test_as_many_pass_as_were_asked_for() -> None:

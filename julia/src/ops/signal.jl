@@ -16,28 +16,82 @@ end
     fourier(x, d, length, inverse, onesided)
 
 Discrete Fourier transform along dimension `d` of `x`, whose first dimension has the real and, if
-there is one, the imaginary part. By matrix products, in time length².
+there is one, the imaginary part. Complex signals are transformed by `fastfourier`; real ones, and
+those that become real, by matrix products, in time length².
 """
 function fourier(x, d, length, inverse, onesided)
     real = inverse && onesided
     spectrum = real ? halfspectrum(x, d, length) : x
     used = min(size(spectrum, d), length)
     to = onesided && !inverse ? length ÷ 2 + 1 : length
-    cosine, sine = fouriermatrices(eltype(x), used, to, length, inverse ? 1 : -1)
     order = (d, filter(!=(d), 1:ndims(x))...)
     front = permutedims(spectrum, order)[1:used, :, ntuple(_ -> Colon(), ndims(x) - 2)...]
     rest = size(front)[3:end]
-    a = reshape(front[:, 1, ntuple(_ -> Colon(), ndims(x) - 2)...], used, :)
-    re, im = cosine * a, sine * a
-    if size(x, 1) == 2
-        b = reshape(front[:, 2, ntuple(_ -> Colon(), ndims(x) - 2)...], used, :)
-        re, im = re .- sine * b, im .+ cosine * b
+    part(i) = reshape(front[:, i, ntuple(_ -> Colon(), ndims(x) - 2)...], used, :)
+    if size(x, 1) == 2 && !onesided
+        whole = map(i -> extended(part(i), length), (1, 2))
+        re, im = fastfourier(whole..., inverse ? 1 : -1)
+    else
+        cosine, sine = fouriermatrices(eltype(x), used, to, length, inverse ? 1 : -1)
+        re, im = cosine * part(1), sine * part(1)
+        if size(x, 1) == 2
+            re, im = re .- sine * part(2), im .+ cosine * part(2)
+        end
     end
     parts = real ? reshape(re, to, 1, rest...) :
             cat(reshape(re, to, 1, rest...), reshape(im, to, 1, rest...); dims=2)
     y = permutedims(parts, invperm(order))
     return inverse ? y ./ eltype(x)(length) : y
 end
+
+extended(a, length) =
+    size(a, 1) == length ? a : NNlib.pad_zeros(a, (0, length - size(a, 1), 0, 0))
+
+"""
+    fastfourier(re, im, sign)
+
+`Σₙ xₙ exp(sign 2πi kn / length)` of each column, in the precision of its elements, in time
+proportional to the length and to the sum of its prime factors. Decimation in frequency, the
+smallest factor first.
+
+Source: Gentleman and Sande 1966, *Fast Fourier transforms: for fun and profit*.
+"""
+function fastfourier(re, im, sign)
+    length = size(re, 1)
+    length <= 1 && return re, im
+    radix = smallestfactor(length)
+    part = length ÷ radix
+    outre, outim = similar(re), similar(im)
+    for k in 0:(radix - 1)
+        a, b = zero(re[1:part, :]), zero(im[1:part, :])
+        for n in 0:(radix - 1)
+            cosine, sine = turn(eltype(re), k * n, radix, sign)
+            x, y = re[(n * part + 1):((n + 1) * part), :], im[(n * part + 1):((n + 1) * part), :]
+            a, b = a .+ (x .* cosine .- y .* sine), b .+ (x .* sine .+ y .* cosine)
+        end
+        turns = [turn(eltype(re), k * j, length, sign) for j in 0:(part - 1)]
+        cosines = copyto!(similar(re, part), first.(turns))
+        sines = copyto!(similar(re, part), last.(turns))
+        inner = fastfourier(a .* cosines .- b .* sines, a .* sines .+ b .* cosines, sign)
+        outre[(k + 1):radix:length, :] = inner[1]
+        outim[(k + 1):radix:length, :] = inner[2]
+    end
+    return outre, outim
+end
+
+function ChainRulesCore.rrule(::typeof(fastfourier), re, im, sign)
+    function fastfourier_pullback(dy)
+        dre, dim = map((d, x) -> d isa AbstractZero ? zero(x) : d, unthunk.((dy[1], dy[2])),
+                       (re, im))
+        return (NoTangent(), fastfourier(dre, dim, -sign)..., NoTangent())
+    end
+    return fastfourier(re, im, sign), fastfourier_pullback
+end
+
+"The cosine and sine of `sign 2π n / length`."
+turn(T, n, length, sign) = T(cospi(2mod(n, length) / length)), T(sign * sinpi(2mod(n, length) / length))
+
+smallestfactor(n) = something(findfirst(p -> n % p == 0, 2:isqrt(n)), n - 1) + 1
 
 # The entries beyond the middle of a real signal's spectrum are the conjugates of those before.
 function halfspectrum(x, d, length)

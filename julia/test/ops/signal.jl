@@ -17,6 +17,20 @@ using .Operators: DFT, STFT, HannWindow, HammingWindow, BlackmanWindow, MelWeigh
     @test frames[:, :, 2, :] ≈ DFT(real[:, 3:6, :]; onesided=1)
 end
 
+@testset "complex signals of any length" begin
+    for length in (1, 2, 3, 7, 10, 12, 16, 30), inverse in (0, 1)
+        x = reshape(sin.(1:(4 * length)), 2, length, 2)
+        z = complex.(x[1, :, :], x[2, :, :])
+        sign = inverse == 1 ? 1 : -1
+        turns = [cispi(sign * 2k * n / length) for k in 0:(length - 1), n in 0:(length - 1)]
+        expected = turns * z ./ (inverse == 1 ? length : 1)
+        y = DFT(x; inverse)
+        @test complex.(y[1, :, :], y[2, :, :]) ≈ expected
+        @test DFT(Float32.(x); inverse) isa Array{Float32}
+        @test DFT(Float32.(x); inverse) ≈ y
+    end
+end
+
 @testset "windows and filters" begin
     @test HannWindow(fill(4)) ≈ [0, 0.5, 1, 0.5]
     @test HannWindow(fill(3); periodic=0) ≈ [0, 1, 0]
