@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,16 @@ from onnxjl.check import compare, masked
 from onnxjl.plan import Plan
 from onnxjl.prune import keep
 from onnxjl.session import open_session, run
+
+# What the session in the documentation finds: a network and data.
+FOUND = """
+cd(raw"{folder}")
+file = pyimport("numpy").load(raw"{data}")
+x = permutedims(pyconvert(Array{{Float32}}, file["image"]), (4, 3, 2, 1))[:, :, :, 1:128]
+labels = pyconvert(Vector{{Int}}, file["target"])[1:128]
+batches = [(x, Flux.onehotbatch(labels, 0:9))]
+
+"""
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -124,3 +136,22 @@ def test_units_that_are_named_stay() -> None:
 def test_units_that_cannot_stay_are_told(units, message: str) -> None:
     with pytest.raises(onnxjl.UsageError, match=message):
         keep(NETWORK, units)
+
+
+@in_julia
+def test_the_session_in_the_documentation_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "julia.md").read_text(encoding="utf-8")
+    (session,) = re.findall(r"^```julia\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    begin, load, rest = session.partition("m = OnnxJL.load")
+    begin = begin.replace("…/onnxjl/julia", str(ROOT / "julia"))
+    script = tmp_path / "session.jl"
+    found = FOUND.format(folder=tmp_path, data=DATA)
+    script.write_text(begin + found + load + rest, encoding="utf-8")
+    shutil.copy(NETWORK, tmp_path / "net.onnx")
+    done = julia(script)
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+    small = onnxjl.load(tmp_path / "small.onnx")
+    assert 0.45 < small.macs / onnxjl.load(NETWORK).macs <= 0.5
+    # It was trained: weights aren't the original's.
+    assert small.weight("fc.bias").shape == (10,)
+    assert (small.weight("fc.bias") != onnxjl.load(NETWORK).weight("fc.bias")).any()
