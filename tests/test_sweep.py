@@ -20,7 +20,11 @@ from onnxjl.inputs import random_inputs
 from onnxjl.structure import analyze
 from onnxjl.sweep import SEVERAL, Sensitivity, Sweep, _hash, _identity
 
-pandas = pytest.importorskip("pandas")
+
+def pandas():
+    """The package, imported when a test needs it, and not by all that collects tests."""
+    return pytest.importorskip("pandas")
+
 
 NETWORK = Path(__file__).parent / "models" / "mnist-resnet14.onnx"
 LABELLED = NETWORK.with_suffix(".test.npz")
@@ -127,10 +131,10 @@ def test_a_stopped_sweep_goes_on(tmp_path, threads, monkeypatch):
     found = onnxjl.sweep(NETWORK, macs=[0.6, 0.7, 0.5], executor=threads, path=path)
     assert ran == [0.7]
     assert found.frame["macs"].tolist() == [0.6, 0.7, 0.5]
-    assert len(pandas.read_parquet(path)) == 3
+    assert len(pandas().read_parquet(path)) == 3
     # Another request shares the file.
     onnxjl.sweep(NETWORK, macs=[0.5], criterion=["l1"], executor=threads, path=path)
-    kept = pandas.read_parquet(path)
+    kept = pandas().read_parquet(path)
     assert len(kept) == 4
     assert kept["key"].is_unique
 
@@ -147,7 +151,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setitem(onnxjl.sweep.__globals__, "run_task", run_task)
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         onnxjl.sweep(NETWORK, macs=[0.5, 0.6, 0.7], executor=pool, path=path)
-    assert pandas.read_parquet(path)["macs"].tolist() == [0.5, 0.6]
+    assert pandas().read_parquet(path)["macs"].tolist() == [0.5, 0.6]
 
 
 def test_a_broken_file_is_told_and_left(tmp_path, threads):
@@ -156,7 +160,7 @@ def test_a_broken_file_is_told_and_left(tmp_path, threads):
     with pytest.raises(DataError, match="can't be read as a table of a sweep"):
         onnxjl.sweep(NETWORK, macs=[0.5], executor=threads, path=path)
     assert path.read_text() == "no table"
-    pandas.DataFrame({"a": [1]}).to_parquet(path)
+    pandas().DataFrame({"a": [1]}).to_parquet(path)
     with pytest.raises(DataError, match="no column 'key'"):
         onnxjl.sweep(NETWORK, macs=[0.5], executor=threads, path=path)
 
@@ -187,7 +191,7 @@ def test_processes_that_die_are_replaced(tmp_path):
     assert len(found.frame) == 4
     assert found.frame["key"].is_unique
     assert not found.frame["error"].any()
-    assert len(pandas.read_parquet(tmp_path / "sweep.parquet")) == 4
+    assert len(pandas().read_parquet(tmp_path / "sweep.parquet")) == 4
 
 
 @pytest.mark.slow
@@ -205,7 +209,7 @@ def test_a_run_that_always_kills_its_worker_ends_the_sweep(tmp_path):
             workers=1,
             path=tmp_path / "sweep.parquet",
         )
-    assert pandas.read_parquet(tmp_path / "sweep.parquet")["criterion"].tolist() == ["l1"]
+    assert pandas().read_parquet(tmp_path / "sweep.parquet")["criterion"].tolist() == ["l1"]
 
 
 @pytest.mark.slow
@@ -326,7 +330,7 @@ def test_mixed_options_are_kept_as_text(tmp_path, threads):
     )
     assert found.frame["round_to"].tolist() == ["8", "auto", "none"]
     onnxjl.sweep(NETWORK, params=[0.5], seed=[0, 1], executor=threads, path=path)
-    assert len(pandas.read_parquet(path)) == 5
+    assert len(pandas().read_parquet(path)) == 5
 
 
 def test_the_shapes_of_inputs_go_along(threads):
@@ -367,7 +371,7 @@ def test_what_failed_is_tried_again_and_what_is_out_of_reach_is_not(tmp_path, th
     again = onnxjl.sweep(NETWORK, macs=[0.5, 0.0001], executor=threads, path=path)
     assert sorted(ran) == [0.0001, 0.5, 0.5]
     assert again.frame["error"][0] == ""
-    assert len(pandas.read_parquet(path)) == 2
+    assert len(pandas().read_parquet(path)) == 2
 
 
 def test_paths_are_found_from_any_folder(threads, monkeypatch, tmp_path):
@@ -416,7 +420,7 @@ def test_groups_of_one_layer_are_pruned_alone(threads):
 
 
 def frame(**columns):
-    table = pandas.DataFrame(columns)
+    table = pandas().DataFrame(columns)
     for name in ("macs_kept", "accuracy", "output_error", "latency_kept"):
         if name not in table:
             table[name] = np.nan
