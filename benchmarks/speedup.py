@@ -23,7 +23,6 @@ from run import HERE, NETWORKS, RATIO, ROOT, child, machine, zoo
 
 import onnxjl
 from onnxjl.latency import measure_all
-from onnxjl.structure import analyze
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "any width": {"macs": 0.5},
@@ -73,10 +72,10 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
         child(options.peer_python, "peer_cases.py", "torch_pruning", name, RATIO, path)
         smaller[PEER] = onnxjl.load(renamed(onnx.load(path), *inputs))
         facts[PEER] = {}
-    whole = macs(graph)
+    whole = graph.macs
     times = measure_all([graph, *smaller.values()], inputs, seconds=options.seconds)
     for case, taken in zip(smaller, times[1:], strict=True):
-        facts[case] |= {"macs": macs(smaller[case]) / whole, "ms": taken.median_ms}
+        facts[case] |= {"macs": onnxjl.normalize(smaller[case]).macs / whole, "ms": taken.median_ms}
     return {"macs": whole, "ms": times[0].median_ms, "runs": times[0].runs, "cases": facts}
 
 
@@ -87,12 +86,6 @@ def renamed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     for node in model.graph.node:
         node.input[:] = [name if each == old else each for each in node.input]
     return model
-
-
-def macs(graph: onnxjl.Graph) -> float:
-    """Multiply–accumulates of a network."""
-    structure = analyze(onnxjl.normalize(graph))
-    return structure.macs.total(structure.sizes)
 
 
 def page(results: dict[str, Any]) -> str:

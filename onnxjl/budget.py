@@ -181,9 +181,9 @@ class _Selection:
     def _asked_for_by_pattern(self, offered: Sequence[int]) -> dict[int, int]:
         fixed: dict[int, int] = {}
         for pattern, amount in (self.request.amount_for or {}).items():
-            names = {n: self.structure.groups[n].name for n in offered}
-            matching = [n for n in offered if "#" in pattern and pattern == alone(names[n])] or [
-                n for n in offered if self.structure.groups[n].matches(pattern)
+            groups = {n: self.structure.groups[n] for n in offered}
+            matching = [n for n, group in groups.items() if pattern == alone(group.name)] or [
+                n for n, group in groups.items() if group.matches(pattern)
             ]
             if not matching:
                 raise UsageError(f"no prunable layer matches '{pattern}'")

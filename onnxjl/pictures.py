@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from onnxjl.budget import BUDGETS
 from onnxjl.errors import UsageError
-
-try:
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise UsageError(
-        "Matplotlib is missing: pip install 'onnxjl[experiments]' brings it"
-    ) from error
 
 if TYPE_CHECKING:
     from onnxjl.sweep import Sensitivity, Sweep
@@ -31,7 +25,6 @@ NAMES = {
 """What the axes of columns are called."""
 
 _PERCENT = ("macs_kept", "params_kept", "latency_kept", "accuracy")
-_BUDGETS = ("amount", "macs", "params", "bytes", "latency", "seed")
 
 
 class Picture(Figure):
@@ -64,9 +57,9 @@ def sweep_figure(sweep: Sweep, x: str, y: str) -> Figure:
     frame = frame.dropna(subset=[x, y])
     figure = Picture(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    ways = [name for name in sweep.options if name not in _BUDGETS]
+    ways = [name for name in sweep.options if name not in (*BUDGETS, "seed")]
     several = [name for name in ways if frame[name].astype(str).nunique() > 1]
-    budgets = [name for name in sweep.options if name in _BUDGETS and name != "seed"]
+    budgets = [name for name in sweep.options if name in BUDGETS]
     labels = frame[several].astype(str).agg(", ".join, axis=1) if several else None
     for label, rows in [("", frame)] if labels is None else frame.groupby(labels, sort=False):
         # Seeds of one request are one point.
@@ -136,24 +129,3 @@ def _percent() -> Any:
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(xmax=1, decimals=0)
-
-
-def bars(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Figure:
-    """Draw what layers had and have.
-
-    Parameters
-    ----------
-    names : of the layers, first on top.
-    before, after : their widths.
-    """
-    figure = Picture(figsize=(6.4, 0.9 + 0.2 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    places = np.arange(len(names))
-    axes.barh(places, before, color="0.85", label="before")
-    axes.barh(places, after, height=0.5, label="after")
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("units")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjl.budget import AUTO, alone
+from onnxjl.budget import AUTO, BUDGETS, alone
 from onnxjl.criteria import name_of
 from onnxjl.errors import BudgetError, DataError, OnnxjlError, UsageError
 from onnxjl.evaluate import accuracy, output_error
@@ -66,7 +66,6 @@ SEVERAL = (
 )
 """Options of `prune` that a sweep may go through."""
 
-_BUDGETS = ("amount", "macs", "params", "bytes", "latency")
 _MEASURED = ("macs_kept", "params_kept", "accuracy", "output_error", "latency_kept", "seconds")
 
 
@@ -139,12 +138,10 @@ class Sweep:
         -------
         A figure of Matplotlib's, which a notebook shows and ``savefig`` writes.
         """
+        _need("matplotlib")
         from onnxjl.pictures import sweep_figure
 
-        return sweep_figure(self, x, y or self._quality())
-
-    def _quality(self) -> str:
-        return "accuracy" if self.frame["accuracy"].notna().any() else "output_error"
+        return sweep_figure(self, x, y or _quality(self.frame))
 
 
 @dataclass(frozen=True)
@@ -171,10 +168,15 @@ class Sensitivity:
         -------
         A figure of Matplotlib's.
         """
+        _need("matplotlib")
         from onnxjl.pictures import sensitivity_figure
 
-        measured = self.frame["accuracy"].notna().any()
-        return sensitivity_figure(self, y or ("accuracy" if measured else "output_error"))
+        return sensitivity_figure(self, y or _quality(self.frame))
+
+
+def _quality(frame: pandas.DataFrame) -> str:
+    """The column that tells best how good the networks are."""
+    return "accuracy" if frame["accuracy"].notna().any() else "output_error"
 
 
 def sweep(
@@ -261,7 +263,7 @@ def sensitivity(
     """
     _need("pandas", "pyarrow")
     _check(options)
-    if given := [name for name in (*_BUDGETS, "amount_for") if name in options]:
+    if given := [name for name in (*BUDGETS, "amount_for") if name in options]:
         raise UsageError(f"sensitivity takes amounts, not {given[0]}")
     _tell_apart(path, {"validate": validate, **_data(options)})
     setting = _Setting(model, normalize(load(model)), engine, validate)
@@ -298,8 +300,8 @@ def _combinations(options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], tup
     if empty := [name for name, values in several.items() if not values]:
         raise UsageError(f"{empty[0]}=[]: nothing to go through")
     fixed = {name: value for name, value in options.items() if name not in several}
-    budgets = [name for name in several if name in _BUDGETS]
-    others = [name for name in several if name not in _BUDGETS]
+    budgets = [name for name in several if name in BUDGETS]
+    others = [name for name in several if name not in BUDGETS]
     found = []
     for each in [[budget] for budget in budgets] or [[]]:
         names = [*others, *each]
@@ -515,11 +517,9 @@ def _measure(task: Task) -> dict[str, Any]:
         source = to_flux(graph)
     pruned = prune(source, **task.options)
     small: Graph = pruned if isinstance(pruned, Graph) else pruned.to_graph()
-    before, after = analyze(graph), analyze(small)
     found: dict[str, Any] = {
-        f"{name}_kept": getattr(after, name).total(after.sizes)
-        / getattr(before, name).total(before.sizes)
-        for name in ("macs", "params")
+        "macs_kept": small.macs / graph.macs,
+        "params_kept": small.params / graph.params,
     }
     inputs = random_inputs(graph)
     found["output_error"] = output_error(
@@ -633,7 +633,7 @@ def _names(code: CodeType) -> set[str]:
 def _shown(name: str, options: Mapping[str, Any]) -> Any:
     """An option as a table holds it: numbers as they are, and empty for a budget of other rows."""
     value = options.get(name)
-    if name in (*_BUDGETS, "seed"):
+    if name in (*BUDGETS, "seed"):
         return value.item() if isinstance(value, np.generic) else value
     if value is None:
         return "none"

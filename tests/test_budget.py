@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import zoo
-from text_networks import network
+from text_networks import network, split_in_two
 
 from onnxjl import BudgetError, UsageError, normalize
 from onnxjl.budget import Request, select
@@ -221,16 +221,7 @@ def test_amount_for_a_layer_alone_leaves_all_others(structure: Structure) -> Non
 
 
 def test_one_of_the_groups_of_a_layer_is_asked_for_by_number() -> None:
-    model = network(
-        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
-            a = Gemm (x, w)
-            p, q = Split <axis = 1> (a, sizes)
-            y = Gemm (p, wp)
-            z = Gemm (q, wq)
-        }""",
-        {"w": (6, 8), "wp": (4, 2), "wq": (4, 2)},
-        {"sizes": [4, 4]},
-    )
+    model = split_in_two(4, 4)
     structure = analyze(normalize(model))
     assert [group.name for group in structure.groups] == ["a", "a#2"]
     scored = [np.arange(4.0)] * 2

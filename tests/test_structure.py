@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 from small_networks import convolutions
-from text_networks import network
+from text_networks import network, split_in_two
 
 from onnxjl import UsageError, groups, normalize
 from onnxjl.structure import analyze, layer_costs, layer_names
@@ -241,16 +241,7 @@ def test_ignored_layers_stay_whole(pattern: str) -> None:
 
 
 def test_layers_that_make_two_groups_number_them() -> None:
-    model = network(
-        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
-            a = Gemm (x, w)
-            p, q = Split <axis = 1> (a, sizes)
-            y = Gemm (p, wp)
-            z = Gemm (q, wq)
-        }""",
-        {"w": (6, 8), "wp": (3, 2), "wq": (5, 2)},
-        {"sizes": [3, 5]},
-    )
+    model = split_in_two(3, 5)
     assert [(group.name, group.size) for group in groups(model)] == [("a", 3), ("a#2", 5)]
 
 

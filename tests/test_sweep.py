@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_networks import network
+from text_networks import network, split_in_two
 
 import onnxjl
 from onnxjl.errors import DataError, OnnxjlError, UsageError
@@ -402,16 +402,7 @@ def test_data_that_cannot_be_told_apart_are_not_kept(tmp_path):
 
 
 def test_groups_of_one_layer_are_pruned_alone(threads):
-    model = network(
-        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
-            a = Gemm (x, w)
-            p, q = Split <axis = 1> (a, sizes)
-            y = Gemm (p, wp)
-            z = Gemm (q, wq)
-        }""",
-        {"w": (6, 8), "wp": (4, 2), "wq": (4, 2)},
-        {"sizes": [4, 4]},
-    )
+    model = split_in_two(4, 4)
     found = onnxjl.sensitivity(model, (0.5,), executor=threads)
     assert found.frame["group"].tolist() == ["a", "a#2"]
     assert not found.frame["error"].any()

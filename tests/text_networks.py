@@ -63,3 +63,17 @@ def inputs(model: onnx.ModelProto, *, seed: int = 2, batch: int = 2) -> dict[str
         array = random.integers(0, 2, shape) if dtype.kind in "iub" else random.normal(0, 1, shape)
         found[value.name] = np.asarray(array, dtype)
     return found
+
+
+def split_in_two(first: int, second: int) -> onnx.ModelProto:
+    """Return a network whose layer ``a`` makes two groups, of these sizes: ``a`` and ``a#2``."""
+    return network(
+        """g (float[N, 6] x) => (float[N, 2] y, float[N, 2] z) {
+            a = Gemm (x, w)
+            p, q = Split <axis = 1> (a, sizes)
+            y = Gemm (p, wp)
+            z = Gemm (q, wq)
+        }""",
+        {"w": (6, first + second), "wp": (first, 2), "wq": (second, 2)},
+        {"sizes": [first, second]},
+    )

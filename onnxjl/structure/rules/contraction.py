@@ -122,16 +122,19 @@ def _grouped(
         return outputs
     vector = run.vector(x)
     outs = run.vector(outputs)
-    if vector is None and outs is not None and len(outs) > groups and transposed is None:
-        # Groups stay with the channels that they read; each can lose the same ones that it makes.
-        run.fix(inputs, next((labels.reason_text(f.reason) for f in x if f.reason), ""))
-        keeper, _ = split_labels(labels, outs, (groups, len(outs) // groups), 1)
-        if keeper == 1:
-            return outputs
     if vector is None or outs is None:
         why = f"meets an axis that can't shrink at {node.op_type} '{node.name}'"
-        for axis in (x, outputs, inputs):
-            run.fix(axis, next((labels.reason_text(f.reason) for f in x if f.reason), why))
+        why = next((labels.reason_text(f.reason) for f in x if f.reason), why)
+        for axis in (x, inputs):
+            run.fix(axis, why)
+        # Groups stay with the channels that they read; each can lose the same ones that it makes.
+        if (
+            outs is None
+            or len(outs) == groups
+            or transposed is not None
+            or split_labels(labels, outs, (groups, len(outs) // groups), 1)[0] != 1
+        ):
+            run.fix(outputs, why)
         return outputs
     in_width, out_width = len(vector) // groups, len(outs) // groups
     whole = in_width == 1 or out_width == 1
