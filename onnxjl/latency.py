@@ -29,11 +29,20 @@ class Latency:
     median_ms : median of all runs, in milliseconds.
     min_ms : the fastest run, in milliseconds.
     runs : number of runs.
+    quartiles_ms : a quarter of the runs was faster than the first of the two, a quarter slower than
+        the second, in milliseconds; None where single runs weren't kept.
     """
 
     median_ms: float
     min_ms: float
     runs: int
+    quartiles_ms: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Latency:
+        """Return what the times of single runs, in milliseconds, come to."""
+        lower, median, upper = map(float, np.quantile(times, (0.25, 0.5, 0.75)))
+        return cls(median, min(times), len(times), (lower, upper))
 
 
 def measure(
@@ -127,4 +136,4 @@ def measure_all(
             start = time.perf_counter()
             run(session, inputs)
             taken.append(1e3 * (time.perf_counter() - start))
-    return [Latency(float(np.median(taken)), min(taken), len(taken)) for taken in times]
+    return [Latency.of(taken) for taken in times]

@@ -18,7 +18,7 @@ from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs, random_inputs, sample_shapes
 from onnxjl.latency import measure_pair
 from onnxjl.save import Saved, input_files
-from onnxjl.structure import analyze, layer_costs
+from onnxjl.structure import Structure, analyze, layer_costs
 from onnxjl.structure.groups import offer
 
 if TYPE_CHECKING:
@@ -185,21 +185,13 @@ def make_report(
         allow_inexact=bool(request.get("allow_inexact")),
         ignore=request.get("ignore", ()),
     )
-    changes = [
-        Change(
-            name,
-            getattr(before, key).total(before.sizes),
-            getattr(after, key).total(after.sizes),
-            name,
-        )
-        for name, key in (("MACs", "macs"), ("parameters", "params"))
-    ]
+    changes = count_changes(before, after)
     file_size = sum(path.stat().st_size for path in input_files(source) if path.is_file())
     if file_size:
         changes.append(Change("file", file_size, saved.size, "bytes"))
     notes: list[str] = []
     if measure:
-        for measured in (_latency(source, saved, inputs), _accuracy(source, small, validate)):
+        for measured in (_latency(source, saved, inputs), accuracy_change(source, small, validate)):
             if isinstance(measured, Change):
                 changes.append(measured)
             elif measured:
@@ -223,6 +215,19 @@ def make_report(
         notes=tuple(notes),
         history=history,
     )
+
+
+def count_changes(before: Structure, after: Structure) -> list[Change]:
+    """What two networks have of multiply–accumulates for one sample, and of parameters."""
+    return [
+        Change(
+            name,
+            getattr(before, key).total(before.sizes),
+            getattr(after, key).total(after.sizes),
+            name,
+        )
+        for name, key in (("MACs", "macs"), ("parameters", "params"))
+    ]
 
 
 def assumed_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -251,7 +256,14 @@ def _latency(source: Graph, saved: Saved, inputs: Mapping[str, np.ndarray] | Non
     return Change("latency", before.median_ms, after.median_ms, "ms", note)
 
 
-def _accuracy(source: Graph, small: Graph, validate: Any) -> Change | str:
+def accuracy_change(source: Graph, small: Graph, validate: Any) -> Change | str:
+    """The accuracy of two networks, or why it wasn't measured; empty where there are no data.
+
+    Parameters
+    ----------
+    source, small : the networks.
+    validate : as `make_report` has it.
+    """
     if validate is None:
         if source.path is None:
             return ""

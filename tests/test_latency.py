@@ -10,7 +10,7 @@ import small_networks as small
 from onnx import helper
 
 from onnxjl.errors import DataError, ModelError, UsageError
-from onnxjl.latency import measure, measure_pair
+from onnxjl.latency import Latency, measure, measure_pair
 from onnxjl.load import load
 
 
@@ -37,6 +37,12 @@ def test_figures_are_milliseconds_of_one_run():
     assert 0 < latency.min_ms <= latency.median_ms
     assert latency.runs >= 5
     assert latency.min_ms * latency.runs < elapsed
+    lower, upper = latency.quartiles_ms
+    assert latency.min_ms <= lower <= latency.median_ms <= upper < elapsed
+
+
+def test_the_spread_is_that_of_the_middle_half_of_the_runs():
+    assert Latency.of([5.0, 1.0, 2.0, 100.0, 3.0]) == Latency(3.0, 1.0, 5, (2.0, 5.0))
 
 
 def test_of_two_the_larger_takes_longer():
