@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxjl.before_after import report
     from onnxjl.check import compare
     from onnxjl.errors import (
         BudgetError,
@@ -74,6 +75,7 @@ _PUBLIC = {
     "normalize": "normalize",
     "prune": "prune",
     "recover": "recovery",
+    "report": "before_after",
     "save": "save",
     "sensitivity": "sweep",
     "sweep": "sweep",
@@ -112,6 +114,7 @@ __all__ = [
     "normalize",
     "prune",
     "recover",
+    "report",
     "save",
     "sensitivity",
     "sweep",

@@ -110,7 +110,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onnxjl {onnxjl.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_info, _normalize, _groups, _prune, _apply, _compare, _doctor, _completion):
+    for add in (
+        _info,
+        _normalize,
+        _groups,
+        _prune,
+        _apply,
+        _compare,
+        _report,
+        _doctor,
+        _completion,
+    ):
         add(commands)
     return parser
 
@@ -373,6 +383,35 @@ def _compare(commands: Any) -> None:
     _files(command)
 
 
+def _report(commands: Any) -> None:
+    command = _command(
+        commands,
+        "report",
+        "write a page that shows what became of a model",
+        "Write one HTML page with two models beside one another: MACs, parameters, size, latency\n"
+        "and accuracy, the widths and costs of every layer, what stays whole and why. The page\n"
+        "fetches nothing; a browser shows it offline, and prints it.",
+        "  onnxjl report net.onnx small.onnx -o report.html\n"
+        "  onnxjl report net.onnx small.onnx -o report.html --plan plan.json --validate test.npz",
+    )
+    command.add_argument("a", metavar="A", help="an ONNX file")
+    command.add_argument("b", metavar="B", help="what became of it")
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the HTML file to write"
+    )
+    command.add_argument("--force", action="store_true", help="replace a file that exists")
+    command.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="the plan that made B, to show what was asked for (default: B's NAME.plan.json, if "
+        "there is one)",
+    )
+    _inputs(command)
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of random inputs")
+    _measurements(command, "A")
+    _files(command)
+
+
 def _doctor(commands: Any) -> None:
     _command(
         commands,
@@ -468,11 +507,11 @@ def _offer(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _measurements(command: argparse.ArgumentParser) -> None:
+def _measurements(command: argparse.ArgumentParser, model: str = "MODEL") -> None:
     command.add_argument(
         "--validate",
         metavar="FILE.npz",
-        help="inputs and 'target' to report the accuracy on (default: MODEL's NAME.test.npz, if "
+        help=f"inputs and 'target' to report the accuracy on (default: {model}'s NAME.test.npz, if "
         "there is one)",
     )
     command.add_argument(

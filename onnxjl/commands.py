@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl import criteria, data
+from onnxjl.before_after import report as reported
 from onnxjl.check import compare as compared
 from onnxjl.completion import script as completion_script
 from onnxjl.doctor import describe, diagnose
@@ -343,6 +344,33 @@ def compare(options: Namespace) -> int:
         ),
     )
     return 0 if found.equal() else 1
+
+
+def report(options: Namespace) -> int:
+    """Write a page that shows two models beside one another."""
+    given = (options.a, options.b, options.plan, options.inputs, options.validate)
+    files = {Path(name) for name in given if name is not None}
+    check_output(options.output, force=options.force, inputs=files)
+    shapes, folders = _shapes(options.shape), options.allow_external
+    with Progress("reporting"):
+        a, b = (
+            load(each, shapes=shapes, allow_external=folders) for each in (options.a, options.b)
+        )
+        check_output(options.output, force=options.force, inputs=input_files(a) | input_files(b))
+        found = reported(
+            a,
+            b,
+            plan=options.plan,
+            inputs=options.inputs,
+            validate=options.validate,
+            measure=options.measure,
+            seed=options.seed,
+        )
+        found.save(options.output, force=options.force)
+        options.written.append(options.output)
+    facts = {**found.to_dict(), "a": options.a, "b": options.b, "output": options.output}
+    _print(options, facts, lambda: f"{options.a} → {options.b}, {options.output}\n\n{found}")
+    return 0
 
 
 def doctor(options: Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from onnxjl.structure import LayerCost
@@ -176,7 +177,7 @@ def _by_place(
     found: dict[int, int] = {}
     taken = set(partner.values())
     known = [(-1, -1), *sorted(partner.items()), (len(before), len(after))]
-    for (i, j), (next_i, next_j) in zip(known, known[1:], strict=False):
+    for (i, j), (next_i, next_j) in pairwise(known):
         ours = range(i + 1, next_i)
         theirs = [k for k in range(j + 1, next_j) if k not in taken]
         alike = len(ours) == len(theirs) and all(

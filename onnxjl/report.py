@@ -131,7 +131,7 @@ class Report:
 
     def __str__(self) -> str:
         parts = [f"{self.source} → {self.target}" + (f", {self.plan}" if self.plan else "")]
-        parts.append(table([_change_cells(change) for change in self.changes], align="lrrrl"))
+        parts.append(changes_table(self.changes))
         if self.layers:
             cells = [
                 (e.layer, e.operator, str(e.after), f"of {e.before}", _kept(e)) for e in self.layers
@@ -426,6 +426,11 @@ def indent(text: str) -> str:
 def shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Shapes as ``x 1×3×224×224``."""
     return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def changes_table(changes: Iterable[Change]) -> str:
+    """Figures before and after, a line each."""
+    return table([_change_cells(change) for change in changes], align="lrrrl")
 
 
 def _change_cells(change: Change) -> tuple[str, str, str, str, str]:
