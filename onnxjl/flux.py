@@ -33,6 +33,8 @@ from onnxjl.plan import Plan, apply
 from onnxjl.structure import Group
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from onnxjl.history import History
     from onnxjl.save import Saved
 
@@ -483,6 +485,10 @@ class FluxModel:
         from onnxjl.save import save
 
         return save(self, path, **options)
+
+    def plot(self) -> Figure:
+        """Draw how wide each layer was before pruning, and how wide it is; see `Graph.plot`."""
+        return self.graph.plot()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name, for inputs by name."""

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxjl.errors import UsageError
+from onnxjl.extras import need
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from onnxjl.plan import Plan
     from onnxjl.save import Saved
 
@@ -45,6 +50,34 @@ class Graph:
         from onnxjl.save import save
 
         return save(self, path, **options)
+
+    def plot(self, before: Graph | None = None) -> Figure:
+        """Draw how wide each layer was before pruning, and how wide it is.
+
+        Parameters
+        ----------
+        before : what to draw it beside; by default the network that it was pruned from.
+
+        Returns
+        -------
+        A figure of Matplotlib's, which a notebook shows and ``savefig`` writes.
+
+        Raises
+        ------
+        UsageError : the network wasn't pruned and there is no other, or Matplotlib is missing.
+        """
+        need("experiments", "matplotlib")
+        from onnxjl.pairing import pair_layers, width_bars
+        from onnxjl.pictures import widths_figure
+        from onnxjl.structure import layer_costs
+
+        before = before or self.source
+        if before is None:
+            raise UsageError(
+                "only a pruned network knows how wide its layers were; give plot() the network to "
+                "draw it beside"
+            )
+        return widths_figure(width_bars(pair_layers(layer_costs(before), layer_costs(self))))
 
     @cached_property
     def macs(self) -> int:

@@ -56,7 +56,8 @@ p { margin: .2rem 0; }
 .pictures { display: grid; gap: 1rem 2.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .bars { list-style: none; margin: .4rem 0 0; padding: 0; }
-.bars li { display: grid; grid-template-columns: 1fr auto; column-gap: .8rem; font-size: .8rem; align-items: end;
+.bars li { display: grid; grid-template-columns: 1fr auto; column-gap: .8rem;
+  font-size: .8rem; align-items: end;
   break-inside: avoid; padding-bottom: .3rem; }
 .bars .figure { font-variant-numeric: tabular-nums; color: var(--muted); white-space: nowrap; }
 .bars svg { grid-column: 1 / 3; display: block; width: 100%; height: 8px; }
@@ -119,8 +120,8 @@ def page(found: BeforeAfter) -> str:
     body = SubElement(root, "body")
     header = _add(body, "header")
     heading = _add(header, "h1")
-    _add(heading, "span", found.before, "name").tail = " → "
-    _add(heading, "span", found.after, "name")
+    _name(heading, "span", found.before).tail = " → "
+    _name(heading, "span", found.after)
     main = _add(body, "main")
     _figures(main, found)
     if found.notes:
@@ -197,11 +198,10 @@ def _latency(parent: Element, found: BeforeAfter) -> None:
     rows: list[tuple[str, float, float, tuple[Latency, Latency] | None]] = []
     if found.latency is not None:
         before, after = found.latency
-        name = "measured for this page"
-        rows.append((name, before.median_ms, after.median_ms, found.latency))
+        rows.append(("measured", before.median_ms, after.median_ms, found.latency))
     if isinstance(predicted, Mapping) and {"before_ms", "after_ms"} <= predicted.keys():
         both = float(predicted["before_ms"]), float(predicted["after_ms"])
-        rows.append(("measured while units were chosen", *both, None))
+        rows.append(("while units were chosen", *both, None))
     if not rows:
         return
     section = _section(parent, "Latency")
@@ -232,7 +232,7 @@ def _pictures(parent: Element, layers: Sequence[LayerPair]) -> None:
     for bars in (width_bars(layers), macs_bars(layers)):
         picture = _add(pictures, "div")
         _add(picture, "h3", bars.title)
-        if any(bar.before > bars.scale for bar in bars.bars):
+        if any(map(bars.cut, bars.bars)):
             text = f"bars with a gap are longer than the picture, which ends at {bars.scale:,}"
             _add(picture, "p", text, "muted")
         _list_of_bars(picture, bars)
@@ -242,12 +242,11 @@ def _list_of_bars(parent: Element, bars: Bars) -> None:
     items = _add(parent, "ol", kind="bars")
     for bar in bars.bars:
         item = _add(items, "li")
-        _add(item, "span", bar.label, "name")
+        _name(item, "span", bar.label)
         before, after = (_in_words(value, bars.unit) for value in (bar.before, bar.after))
         figure = _add(item, "span", f"{after} of {before}" if bar.before else after, "figure")
         figure.set("title", f"{bar.after:,} of {bar.before:,}")
-        cut = max(bar.before, bar.after) > bars.scale
-        _bar(item, bars.length(bar.before), bars.length(bar.after), cut=cut)
+        _bar(item, bars.length(bar.before), bars.length(bar.after), cut=bars.cut(bar))
 
 
 def _in_words(value: int, unit: str) -> str:
@@ -285,7 +284,7 @@ def _table_of_layers(parent: Element, layers: Sequence[LayerPair]) -> None:
     for number, pair in enumerate(layers, 1):
         row = _add(body, "tr")
         _cell(row, number, str(number))
-        _add(row, "td", pair.either.layer, "name")
+        _name(row, "td", pair.either.layer)
         _add(row, "td", pair.either.operator)
         for _, key in _COLUMNS:
             values = [_value(layer, key) for layer in (pair.before, pair.after)]
@@ -314,7 +313,7 @@ def _whole(parent: Element, whole: Sequence[tuple[str, str]]) -> None:
         _add(listed, "dt", f"{reason} ({len(names)} layers)" if len(names) > 1 else reason)
         place = _add(listed, "dd")
         for number, name in enumerate(names):
-            _add(place, "span", name, "name").tail = ", " if number + 1 < len(names) else None
+            _name(place, "span", name).tail = ", " if number + 1 < len(names) else None
 
 
 def _outputs(parent: Element, found: BeforeAfter) -> None:
@@ -329,7 +328,7 @@ def _outputs(parent: Element, found: BeforeAfter) -> None:
     body = _table(section, ("output", "shape", "difference|number", ""))
     for output in found.comparison.outputs:
         row = _add(body, "tr")
-        _add(row, "td", output.name, "name")
+        _name(row, "td", output.name)
         _add(row, "td", _shapes(output))
         place = _add(row, "td", kind="number")
         if math.isfinite(output.difference):
@@ -353,7 +352,7 @@ def _request(parent: Element, request: Mapping[str, Any]) -> None:
         if name != "predicted" and value is not None and value not in ("", [], {}, False):
             row = _add(body, "tr")
             _add(row, "td", name)
-            _add(row, "td", _words(value), "name")
+            _name(row, "td", _words(value))
 
 
 def _words(value: Any) -> str:
@@ -447,6 +446,15 @@ def _add(parent: Element, name: str, text: str | None = None, kind: str = "") ->
     element = SubElement(parent, name, {"class": kind} if kind else {})
     if text:
         element.text = _clean(text) if name not in ("style", "script") else text
+    return element
+
+
+def _name(parent: Element, name: str, text: str) -> Element:
+    """Add an element with a name of the model, which may be broken behind its separators."""
+    first, *rest = re.split(r"(?<=[/._])(?=[^/._])", _clean(text))
+    element = _add(parent, name, first, "name")
+    for part in rest:
+        SubElement(element, "wbr").tail = part
     return element
 
 

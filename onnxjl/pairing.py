@@ -122,6 +122,10 @@ class Bars:
         """Length of a figure's bar as a share of the picture's width, in [0, 1]."""
         return min(figure / self.scale, 1.0)
 
+    def cut(self, bar: Bar) -> bool:
+        """Whether a bar is longer than the picture is wide."""
+        return max(bar.before, bar.after) > self.scale
+
 
 def width_bars(pairs: Sequence[LayerPair]) -> Bars:
     """Return the widths of layers (channels, features, hidden units), to be drawn.

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from onnxjl.budget import BUDGETS
 from onnxjl.errors import UsageError
+from onnxjl.report import shorten
 
 if TYPE_CHECKING:
+    from onnxjl.pairing import Bars
     from onnxjl.sweep import Sensitivity, Sweep
 
 NAMES = {
@@ -23,6 +25,9 @@ NAMES = {
     "seconds": "seconds",
 }
 """What the axes of columns are called."""
+
+_LABEL = 40
+"""Characters of a layer's name beside a bar."""
 
 _PERCENT = ("macs_kept", "params_kept", "latency_kept", "accuracy")
 
@@ -112,6 +117,36 @@ def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
     bar.set_label(NAMES.get(y, y))
     if y in _PERCENT:
         bar.formatter = _percent()
+    return figure
+
+
+def widths_figure(bars: Bars) -> Figure:
+    """Draw a bar for each layer: how wide it was, and upon it how wide it is.
+
+    Parameters
+    ----------
+    bars : the widths, from `onnxjl.pairing.width_bars`.
+    """
+    count = len(bars.bars)
+    figure = Picture(figsize=(6.4, 0.9 + 0.24 * count), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(count)
+    for label, color in (("before", "0.8"), ("after", "#3357c0")):
+        lengths = [bars.scale * bars.length(getattr(bar, label)) for bar in bars.bars]
+        axes.barh(places, lengths, height=0.62, color=color, label=label)
+    for place, bar in zip(places, bars.bars, strict=True):
+        text = f" {bar.after:,} of {bar.before:,}" + (" (cut)" if bars.cut(bar) else "")
+        end = bars.scale * max(bars.length(bar.before), bars.length(bar.after))
+        axes.text(end, place, text, va="center", fontsize=7)
+    labels = [shorten(bar.label, _LABEL) for bar in bars.bars]
+    axes.set_yticks(places, labels, fontsize=8, parse_math=False)
+    axes.set_ylim(count - 0.4, -0.6)  # in graph order from the top
+    axes.set_xlim(0, 1.18 * bars.scale)
+    axes.set_xlabel("width: channels, features, hidden units")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.2)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

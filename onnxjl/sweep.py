@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import io
 import itertools
@@ -24,6 +23,7 @@ from onnxjl.budget import AUTO, BUDGETS, alone
 from onnxjl.criteria import name_of
 from onnxjl.errors import BudgetError, DataError, OnnxjlError, UsageError
 from onnxjl.evaluate import accuracy, output_error
+from onnxjl.extras import need
 from onnxjl.graph import Graph
 from onnxjl.inputs import random_inputs
 from onnxjl.latency import measure_pair
@@ -65,6 +65,8 @@ SEVERAL = (
     "seed",
 )
 """Options of `prune` that a sweep may go through."""
+
+_LESS_IS_BETTER = ("macs_kept", "params_kept", "latency_kept", "output_error", "seconds")
 
 _MEASURED = ("macs_kept", "params_kept", "accuracy", "output_error", "latency_kept", "seconds")
 
@@ -116,9 +118,10 @@ class Sweep:
         Parameters
         ----------
         x : column of a cost, less is better.
-        y : column of what is lost by pruning, more is better; of ``output_error`` less is.
+        y : column of what is lost by pruning, more is better; of costs and of ``output_error``
+            less is.
         """
-        sign = -1.0 if y == "output_error" else 1.0
+        sign = -1.0 if y in _LESS_IS_BETTER else 1.0
         rows = self.frame.dropna(subset=[x, y])
         rows = rows.assign(_rank=sign * rows[y]).sort_values([x, "_rank"], ascending=[True, False])
         best = rows["_rank"].cummax()
@@ -138,7 +141,7 @@ class Sweep:
         -------
         A figure of Matplotlib's, which a notebook shows and ``savefig`` writes.
         """
-        _need("matplotlib")
+        need(EXTRA, "matplotlib")
         from onnxjl.pictures import sweep_figure
 
         return sweep_figure(self, x, y or _quality(self.frame))
@@ -168,7 +171,7 @@ class Sensitivity:
         -------
         A figure of Matplotlib's.
         """
-        _need("matplotlib")
+        need(EXTRA, "matplotlib")
         from onnxjl.pictures import sensitivity_figure
 
         return sensitivity_figure(self, y or _quality(self.frame))
@@ -223,7 +226,7 @@ def sweep(
     --------
     >>> onnxjl.sweep("net.onnx", criterion=["l2", "lamp"], macs=[0.3, 0.5], validate="test.npz")
     """
-    _need("pandas", "pyarrow")
+    need(EXTRA, "pandas", "pyarrow")
     _check(options)
     combinations, names = _combinations(options)
     _tell_apart(path, {"validate": validate, **_data(options)})
@@ -261,7 +264,7 @@ def sensitivity(
     ------
     UsageError : a budget is given, an option is unknown, or a package is missing.
     """
-    _need("pandas", "pyarrow")
+    need(EXTRA, "pandas", "pyarrow")
     _check(options)
     if given := [name for name in (*BUDGETS, "amount_for") if name in options]:
         raise UsageError(f"sensitivity takes amounts, not {given[0]}")
@@ -449,7 +452,7 @@ def _gather(
     if not tasks:
         return
     if executor is None:
-        _need("loky")
+        need(EXTRA, "loky")
     left, deaths = dict(tasks), 0
     while left:
         pool = executor or _processes(workers)
@@ -537,16 +540,6 @@ def _measure(task: Task) -> dict[str, Any]:
 def _opened(model: str | bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Graph:
     """The normalized network, opened once by each worker."""
     return normalize(load(model, shapes=dict(shapes)))
-
-
-def _need(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UsageError(
-                f"{package} is missing: pip install 'onnxjl[{EXTRA}]' brings it"
-            ) from error
 
 
 def _serialized(graph: Graph) -> bytes:

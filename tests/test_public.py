@@ -83,7 +83,7 @@ def test_a_name_that_there_is_not() -> None:
         onnxjl.prun  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["load", "normalize", "prune", "save"])
+@pytest.mark.parametrize("name", ["load", "normalize", "prune", "report", "save"])
 def test_importing_a_module_does_not_hide_the_function_of_its_name(name: str) -> None:
     module = importlib.import_module(f"onnxjl.{name}")
     assert inspect.ismodule(module)

@@ -429,6 +429,9 @@ def test_the_pareto_front_is_what_nothing_beats():
     ]
     errors = Sweep(frame(macs_kept=[0.3, 0.5, 0.7], output_error=[0.4, 0.5, 0.1]), ("macs",))
     assert errors.pareto(y="output_error")["macs_kept"].tolist() == [0.3, 0.7]
+    # Latency is a cost on either axis.
+    times = Sweep(frame(macs_kept=[0.3, 0.5, 0.7], latency_kept=[0.9, 0.6, 1.2]), ("macs",))
+    assert times.pareto(y="latency_kept")["macs_kept"].tolist() == [0.3, 0.5]
 
 
 def test_a_sweep_is_drawn():
@@ -456,6 +459,26 @@ def test_a_sweep_is_drawn():
         sweep.plot("latency_kept")
     with pytest.raises(UsageError, match="no column 'speed'"):
         sweep.plot("speed")
+
+
+def test_a_sweep_is_drawn_against_latency():
+    sweep = Sweep(
+        frame(
+            criterion=["l1", "l1", "l2", "l2"],
+            macs=[0.5, 0.7, 0.5, 0.7],
+            latency_kept=[1.1, 0.9, np.nan, 0.6],
+            accuracy=[0.8, 0.9, 0.7, 0.85],
+        ),
+        ("criterion", "macs"),
+    )
+    (axes,) = sweep.plot("latency_kept").axes
+    assert axes.get_xlabel() == "latency kept"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {
+        "l1": [[0.9, 0.9], [1.1, 0.8]],  # from left to right, whatever the budgets were
+        "l2": [[0.6, 0.85]],  # where it was measured
+        "Pareto front": [[0.6, 0.85], [0.9, 0.9]],
+    }
 
 
 def test_a_sensitivity_is_drawn():
