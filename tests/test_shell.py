@@ -37,6 +37,7 @@ RUN = {
     "CONTRIBUTING.md": ["python -m venv .venv", "pytest  "],
     "RELEASING.md": ["git tag"],
     "notebooks/README.md": ["pip install -e"],
+    "docs/experiments.md": ["onnxjl prune"],
     "docs/howto/installation.md": ["pip install .  ", "pip wheel", "pip install --no-index"],
     "docs/julia.md": ["onnxjl doctor", "export PYTHON", "export JULIA_DEPOT", "export PYTHON"],
 }
@@ -132,6 +133,17 @@ def test_the_two_commands(checkout: Path, tmp_path: Path) -> None:
     assert "check: equals the masked source in onnxruntime" in printed
     assert re.search(r"^\d+ passed", printed.splitlines()[-1].strip("= ")), printed
     (checkout / "small.onnx").unlink()
+
+
+def test_two_networks_are_put_on_a_page(checkout: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    printed = shell(commands("docs/experiments.md", 0), checkout, PYTHONPATH=str(ROOT), PATH=path)
+    assert "small.onnx, report.html\n" in printed
+    page = (checkout / "report.html").read_text(encoding="utf-8")
+    assert "while units were chosen" not in page
+    assert "onnxjl apply mnist-resnet14.onnx small.plan.json -o small.onnx" in page
+    for file in ("small.onnx", "small.plan.json", "report.html"):
+        (checkout / file).unlink()
 
 
 def test_a_contributor_sets_up_and_checks(checkout: Path) -> None:

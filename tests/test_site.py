@@ -72,6 +72,13 @@ def test_sections_are_included_and_links_lead_to_pages() -> None:
         assert pages.linked(written, "README.md", "docs/howto/page.md") == expected
 
 
+def test_code_in_tables_is_shown_without_the_backslash_of_its_source() -> None:
+    shown = script("pages").on_page_content
+    assert shown(r"<td><code>max\|w\|</code> \|</td>") == r"<td><code>max|w|</code> \|</td>"
+    block = r"<pre><code>a \| b</code></pre>"
+    assert shown(block) == block
+
+
 def test_docstrings_keep_descriptions_and_leave_types_to_the_signature() -> None:
     pytest.importorskip("griffe")
     rewritten = script("docstrings").rewritten

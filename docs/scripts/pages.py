@@ -25,6 +25,7 @@ PAGES = {
 
 INCLUDE = re.compile(r"^<!-- include: (?P<path>[^#\s]+)(#(?P<section>\S+))? -->$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?<!<pre>)<code>[^<]*</code>")
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -40,6 +41,11 @@ def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
         return linked(text, source, path)
 
     return INCLUDE.sub(include, linked(markdown, path, path))
+
+
+def on_page_content(html: str, /, **_: Any) -> str:
+    """Return a page whose code in tables has ``|`` where GitHub wants it escaped, too."""
+    return CODE.sub(lambda found: found[0].replace("\\|", "|"), html)
 
 
 def section(text: str, slug: str, name: str) -> str:
