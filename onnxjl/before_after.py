@@ -61,7 +61,8 @@ class BeforeAfter:
     fingerprints : SHA-256 of either network, normalized: structure and weights.
     shapes : input shapes that were assumed, by name.
     versions : what measured: name -> version or number.
-    commands : what makes this page, and the smaller network, again.
+    commands : what makes this page, and the smaller network, again; empty where a network is in no
+        file.
     notes : anything else worth knowing.
     """
 
@@ -268,7 +269,7 @@ def report(
         fingerprints=fingerprints,
         shapes=assumed_shapes(normal[0]),
         versions=_versions(),
-        commands=_commands(names, files, first.shapes, seed, measure),
+        commands=_commands((first, second), files, seed, measure),
         notes=tuple(notes),
     )
 
@@ -407,17 +408,19 @@ def _versions() -> dict[str, str]:
 
 
 def _commands(
-    names: tuple[str, str],
+    graphs: tuple[Graph, Graph],
     files: Mapping[str, str | None],
-    shapes: Mapping[str, tuple[int, ...]],
     seed: int,
     measure: bool,
 ) -> tuple[str, ...]:
-    """Command lines, with files' names but not their folders."""
+    """Command lines, with files' names but not their folders; none where a network isn't a file."""
+    names = [_name(graph, "") for graph in graphs]
+    if not all(names):
+        return ()
     words = ["onnxjl", "report", *names]
     for option, name in files.items():
         words += [] if name is None else [option, name]
-    for name, shape in shapes.items():
+    for name, shape in graphs[0].shapes.items():
         words += ["--shape", f"{name}={','.join(map(str, shape))}"]
     words += ["--seed", str(seed)] if seed else []
     words += [] if measure else ["--no-measure"]

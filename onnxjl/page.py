@@ -73,11 +73,12 @@ td.name { overflow-wrap: anywhere; min-width: 12rem; }
 th.over { text-align: center; border-bottom: 0; } thead td { border-bottom: 0; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--after); }
+@media print { th button { display: contents; } }
 th[aria-sort=ascending] button::after { content: " ▲"; font-size: .7em; }
 th[aria-sort=descending] button::after { content: " ▼"; font-size: .7em; }
 code { font: .87rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; margin: .4rem 0;
-  padding: .6rem .8rem; white-space: pre-wrap; }
+  padding: .6rem .8rem; white-space: pre-wrap; break-inside: avoid; }
 dl { margin: .3rem 0; overflow-wrap: anywhere; } dt { font-weight: 600; }
 dd { margin: 0 0 .5rem; }
 li { overflow-wrap: anywhere; }
@@ -367,9 +368,9 @@ def _words(value: Any) -> str:
 
 def _origin(parent: Element, found: BeforeAfter) -> None:
     """How to make it again, and what made it."""
-    section = _section(parent, "How to make this again")
-    pre = _add(section, "pre")
-    _add(pre, "code", "\n".join(found.commands))
+    section = _section(parent, "How this was made")
+    if found.commands:
+        _add(_add(section, "pre"), "code", "\n".join(found.commands))
     if len(found.commands) > 1:
         text = "The first makes the smaller network as it was before any recovery or training."
         _add(section, "p", text, "muted")

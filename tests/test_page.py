@@ -208,7 +208,10 @@ def test_the_plan_is_found_given_or_passed_over(folder, tmp_path):
     plan = folder / "small.plan.json"
     assert onnxjl.report(a, tmp_path / "other.onnx", plan=plan, measure=False).request is not None
     in_memory = onnxjl.prune(a, amount=0.5)
-    assert onnxjl.report(a, in_memory, measure=False).request["amount"] == 0.5
+    found = onnxjl.report(a, in_memory, measure=False)
+    assert found.request["amount"] == 0.5
+    assert found.commands == ()
+    assert [change.name for change in found.changes] == ["MACs", "parameters"]
 
     # Of another smaller network, and of another network.
     in_memory.plan.save(tmp_path / "other.plan.json")
