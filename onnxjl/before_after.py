@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,10 @@ def report(
     --------
     >>> onnxjl.report("net.onnx", "small.onnx").save("report.html")
     """
+    # What is wrong with data is told before the long work begins.
     if isinstance(validate, str | os.PathLike):
-        read(validate)  # what is wrong with it is told before the long work begins
+        read(validate)
+    given = read(inputs) if isinstance(inputs, str | os.PathLike) else inputs
     with Progress("reporting", total=5) as bar:
         bar.step("reading")
         first, second = (_graph(each) for each in (before, after))
@@ -226,7 +228,6 @@ def report(
         if all(size):
             changes.append(Change("file", size[0], size[1], "bytes"))
         bar.step("comparing outputs")
-        given = read(inputs) if isinstance(inputs, str | os.PathLike) else inputs
         told = _file_name(inputs) or "those given"
         comparison, latency = None, None
         try:
@@ -241,10 +242,14 @@ def report(
         if measure:
             bar.step("latency")
             if comparison is not None and given is not None:
-                latency = measure_pair(first, second, given)
-                runs = f"median of {latency[0].runs} runs each, by turns, 1 thread"
-                both = latency[0].median_ms, latency[1].median_ms
-                changes.append(Change("latency", *both, "ms", runs))
+                try:
+                    latency = measure_pair(first, second, given)
+                except ModelError as error:
+                    notes.append(f"latency was not measured: {error}")
+                else:
+                    runs = f"median of {latency[0].runs} runs each, by turns, 1 thread"
+                    both = latency[0].median_ms, latency[1].median_ms
+                    changes.append(Change("latency", *both, "ms", runs))
             bar.step("accuracy")
             accuracy = accuracy_change(first, second, validate)
             if isinstance(accuracy, Change):
@@ -270,12 +275,21 @@ def report(
         shapes=assumed_shapes(normal[0]),
         versions=_versions(),
         commands=_commands((first, second), files, seed, measure),
-        notes=tuple(notes),
+        notes=tuple(_without_folders(note, first, second) for note in notes),
     )
 
 
+def _without_folders(note: str, *graphs: Graph) -> str:
+    """A note that names files without the folder of the networks, where data lie too."""
+    for graph in graphs:
+        if graph.path is not None and graph.path.parent.name:
+            note = note.replace(f"{graph.path.parent}{os.sep}", "")
+    return note
+
+
 def _graph(model: Source | FluxModel) -> Graph:
-    return model.to_graph() if isinstance(model, FluxModel) else load(model)
+    # Layers may have been trained since they were read: they are in no file.
+    return replace(model.to_graph(), path=None) if isinstance(model, FluxModel) else load(model)
 
 
 def _name(graph: Graph, otherwise: str) -> str:

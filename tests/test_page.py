@@ -18,7 +18,7 @@ import small_networks as small
 from models import zoo
 
 import onnxjl
-from onnxjl import cli
+from onnxjl import before_after, cli
 from onnxjl.errors import DataError, ModelError, OutputError, PlanError
 from onnxjl.flux import FluxModel
 from onnxjl.latency import Latency
@@ -291,6 +291,40 @@ def test_heads_that_shrank_are_not_left_whole(tmp_path):
         assert not whole & shrank
         assert found.before == "the original"
         assert found.comparison is not None
+
+
+def test_networks_of_flux_layers_are_in_no_file(folder, monkeypatch):
+    monkeypatch.setattr(FluxModel, "to_graph", lambda self: self.graph)
+    source = onnxjl.normalize(folder / "net.onnx")
+    pruned = onnxjl.prune(source, macs=0.5)
+    found = onnxjl.report(FluxModel(source, None), FluxModel(pruned, None), measure=False)
+    assert (found.before, found.after) == ("the original", "the pruned network")
+    assert found.request["macs"] == 0.5
+    straight = onnxjl.report(source, pruned, measure=False)
+    assert found.layers == straight.layers
+    assert found.comparison.difference == straight.comparison.difference
+
+
+def test_notes_name_no_folders(folder, tmp_path):
+    for name in ("net.onnx", "small.onnx"):
+        shutil.copy(folder / name, tmp_path / name)
+    (tmp_path / "net.test.npz").write_bytes(b"no archive")
+    (tmp_path / "small.plan.json").write_text("no plan")
+    found = onnxjl.report(tmp_path / "net.onnx", tmp_path / "small.onnx")
+    assert found.notes[0].startswith("small.plan.json was passed over: not a plan: Expecting value")
+    assert found.notes[1].startswith("accuracy was not measured: net.test.npz: ")
+    assert str(tmp_path) not in found.html()
+
+
+def test_what_onnxruntime_cannot_optimize_has_no_latency(folder, monkeypatch):
+    def refuse(*_):
+        raise ModelError("onnxruntime can't run net.onnx: no kernel")
+
+    monkeypatch.setattr(before_after, "measure_pair", refuse)
+    found = onnxjl.report(folder / "net.onnx", folder / "small.onnx")
+    assert found.notes == ("latency was not measured: onnxruntime can't run net.onnx: no kernel",)
+    assert [change.name for change in found.changes][-1] == "accuracy"
+    assert "Latency" not in Parsed(found.html()).texts("h2")
 
 
 def test_a_page_of_many_layers_is_small(folder):
