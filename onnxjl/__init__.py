@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         WeightError,
     )
     from onnxjl.evaluate import accuracy
+    from onnxjl.experiment import Experiment, Result
     from onnxjl.flux import FluxModel, from_flux, to_flux
     from onnxjl.graph import Graph
     from onnxjl.load import load
@@ -48,6 +49,7 @@ _PUBLIC = {
     "BudgetError": "errors",
     "CheckError": "errors",
     "DataError": "errors",
+    "Experiment": "experiment",
     "ExternalDataError": "errors",
     "FluxModel": "flux",
     "Graph": "graph",
@@ -59,6 +61,7 @@ _PUBLIC = {
     "OutputError": "errors",
     "Plan": "plan",
     "PlanError": "errors",
+    "Result": "experiment",
     "Sensitivity": "sweep",
     "Sweep": "sweep",
     "TrainingError": "errors",
@@ -86,6 +89,7 @@ __all__ = [
     "BudgetError",
     "CheckError",
     "DataError",
+    "Experiment",
     "ExternalDataError",
     "FluxModel",
     "Graph",
@@ -97,6 +101,7 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "Result",
     "Sensitivity",
     "Sweep",
     "TrainingError",

@@ -118,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         _apply,
         _compare,
         _report,
+        _experiment,
         _doctor,
         _completion,
     ):
@@ -410,6 +411,27 @@ def _report(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of random inputs")
     _measurements(command, "A")
     _files(command)
+
+
+def _experiment(commands: Any) -> None:
+    command = _command(
+        commands,
+        "experiment",
+        "prune in rounds, as a file says",
+        "Run an experiment: pruning in rounds, with recovery between them, as the\n"
+        "fields of onnxjl.Experiment in a JSON or TOML file say. Finished rounds are kept in the\n"
+        "folder; an experiment that was stopped goes on from there. A result.json from such a\n"
+        "folder runs the same again.",
+        "  onnxjl experiment rounds.toml -o rounds",
+    )
+    command.add_argument("file", metavar="FILE", help="the experiment, a JSON or TOML file")
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="where rounds are kept: their networks, plans and figures",
+    )
 
 
 def _doctor(commands: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from onnxjl.check import compare as compared
 from onnxjl.completion import script as completion_script
 from onnxjl.doctor import describe, diagnose
 from onnxjl.errors import OnnxjlError, UsageError
+from onnxjl.experiment import Experiment
 from onnxjl.flux import FluxModel, is_julia, to_flux
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
@@ -370,6 +372,26 @@ def report(options: Namespace) -> int:
         options.written.append(options.output)
     facts = {**found.to_dict(), "a": options.a, "b": options.b, "output": options.output}
     _print(options, facts, lambda: f"{options.a} → {options.b}, {options.output}\n\n{found}")
+    return 0
+
+
+def experiment(options: Namespace) -> int:
+    """Run an experiment, and print its rounds."""
+    path = Path(options.file)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            text = json.dumps(tomllib.loads(text))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it isn't text"
+        raise UsageError(f"{path}: can't be read: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: isn't TOML: {error}") from error
+    except TypeError as error:
+        raise UsageError(f"{path}: isn't TOML that an experiment can hold: {error}") from error
+    found = Experiment.from_json(text).run(options.output)
+    options.written.append(options.output)
+    _print(options, found.to_dict(), lambda: f"{found}\n{options.output}: networks and plans")
     return 0
 
 

@@ -13,6 +13,7 @@ from onnxjl.errors import UsageError
 from onnxjl.report import shorten
 
 if TYPE_CHECKING:
+    from onnxjl.experiment import Result
     from onnxjl.pairing import Bars
     from onnxjl.sweep import Sensitivity, Sweep
 
@@ -147,6 +148,43 @@ def widths_figure(bars: Bars) -> Figure:
     axes.grid(axis="x", alpha=0.2)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def rounds_figure(result: Result) -> Figure:
+    """Draw accuracy against multiply–accumulates: each round's, and that of its steps.
+
+    Parameters
+    ----------
+    result : of an experiment.
+
+    Raises
+    ------
+    UsageError : accuracy wasn't measured.
+    """
+    if result.baseline is None:
+        raise UsageError("accuracy wasn't measured: give the experiment validate=")
+    figure = Picture(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    macs = [each.macs_kept for each in result.rounds]
+    for step in ("pruning", "recovery"):
+        found = [getattr(each, f"accuracy_after_{step}") for each in result.rounds]
+        points = [(x, y) for x, y in zip(macs, found, strict=True) if y is not None]
+        if points and found != [each.accuracy for each in result.rounds]:
+            axes.plot(*zip(*points, strict=True), "o", markersize=3, label=f"after {step}")
+    ends = [result.baseline, *(each.accuracy for each in result.rounds)]
+    axes.plot(
+        [1.0, *macs],
+        np.array(ends, dtype=float),
+        "o-",
+        markersize=4,
+        linewidth=1.2,
+        label="rounds",
+        color="0.2",
+    )
+    axes.axhline(result.baseline, color="0.7", linewidth=1, label="original", zorder=0)
+    _finish(axes, "macs_kept", "accuracy")
+    axes.legend(frameon=False)
     return figure
 
 

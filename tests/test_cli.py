@@ -56,6 +56,44 @@ def spawn(*arguments, **more):
 # What it does
 
 
+def test_experiments_go_through_rounds_and_run_again_from_their_result(folder, run):
+    (folder / "rounds.toml").write_text(
+        'model = "net.onnx"\namount = 0.5\nschedule = "linear"\nrounds = 2\n'
+        '[pruning]\nscope = "local"\n'
+    )
+    status, out, err = run("experiment", "rounds.toml", "-o", "rounds")
+    assert (status, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["1", "25.0"], ["2", "50.0"]]
+    expected = onnxjl.Experiment(
+        model="net.onnx", amount=0.5, schedule="linear", rounds=2, pruning={"scope": "local"}
+    ).run()
+    written = onnxjl.Plan.load(folder / "rounds" / "round-002" / "plan.json")
+    assert written == expected.plan
+    status, out, _ = run("experiment", folder / "rounds" / "result.json", "-o", "again", "--json")
+    assert status == 0
+    assert json.loads(out) == json.loads((folder / "again" / "result.json").read_text())
+    assert onnxjl.Plan.load(folder / "again" / "round-002" / "plan.json") == expected.plan
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.json", None, "missing.json: can't be read: No such file"),
+        ("bytes.json", b"\xff", "bytes.json: can't be read: it isn't text"),
+        ("some.toml", b"macs 0.5", "some.toml: isn't TOML: Expected"),
+        ("day.toml", b"day = 2026-01-01", "day.toml: isn't TOML that an experiment can hold"),
+        ("some.json", b"{", "not an experiment: Expecting"),
+    ],
+)
+def test_a_file_that_is_no_experiment(folder, run, name, text, message):
+    if text is not None:
+        (folder / name).write_bytes(text)
+    status, out, err = run("experiment", name, "-o", "rounds")
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (folder / "rounds").exists()
+
+
 def test_prune_apply_normalize_and_compare_fit_together(folder, run):
     status, out, err = run(
         "prune", "net.onnx", "-o", "small.onnx", "--macs", "0.5", "--plan", "plan.json"

@@ -1,0 +1,520 @@
+"""Experiments: pruning in rounds, with recovery between them, that can be run again."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxjl import criteria, recovery
+from onnxjl.budget import AUTO, BUDGETS, Budget, Request
+from onnxjl.criteria.registry import unknown
+from onnxjl.errors import BudgetError, DataError, UsageError
+from onnxjl.evaluate import accuracy
+from onnxjl.extras import need
+from onnxjl.graph import Graph
+from onnxjl.load import Source, load
+from onnxjl.normalize import normalize
+from onnxjl.plan import Plan
+from onnxjl.progress import Progress
+from onnxjl.provenance import holds_function, record_of_data, record_of_option, versions
+from onnxjl.prune import prune
+from onnxjl.recovery import Recovery
+from onnxjl.report import quantity, table
+from onnxjl.rounds import Original, Round, rewound
+from onnxjl.rounds_folder import Folder, settled
+from onnxjl.schedule import Schedule
+from onnxjl.schedule import get as get_schedule
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+Rewind = Literal["weights"]
+REWINDS: tuple[Rewind, ...] = ("weights",)
+
+FORMAT = 1
+
+_NETWORKS = ("model", "early")
+_DATA = ("data", "validate", "calibration")
+_COUNTED: tuple[Budget, ...] = ("amount", "macs", "params", "bytes")
+# What an experiment says itself, and what would be measured anew in every run.
+_NOT_FOR_PRUNE = {"model", *BUDGETS, "amount_for", "criterion", "data", "inputs", "seed"}
+_NOT_FOR_PRUNE |= {"recover", "calibration"}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Experiment:
+    """A network, a budget, and how to get there in rounds.
+
+    In each round units are removed, then the network is recovered or rewound as asked.
+    Every fraction is of the original, so that the last round meets the budget of the original.
+
+    Parameters
+    ----------
+    model : whatever `onnxjl.load` takes.
+    amount, macs, params, bytes : exactly one budget, as for `onnxjl.prune`: what the last round
+        leaves.
+    criterion : as for `onnxjl.prune`; units are scored anew in each round.
+    pruning : further options of `onnxjl.prune`, such as ``scope`` or ``round_to``.
+    schedule : "one-shot", "linear", "cubic" or "geometric", or a schedule of `onnxjl.schedule`.
+    rounds : number of rounds.
+    recover, calibration : recovery after each round, as for `onnxjl.prune`.
+    data : inputs for criteria that need them; see `onnxjl.data.batches`.
+    validate : labelled samples that accuracy is reported on.
+    rewind : "weights" gives what is kept the values that it has in `early` (Frankle & Carbin 2019;
+        Frankle et al. 2020).
+    early : the network with the values that weights go back to, say of before its training.
+    seed : of random scores.
+    recorded : name of a field -> SHA-256 that its content has to have, from a record.
+
+    Raises
+    ------
+    UsageError : an unknown name, not exactly one budget, or options that don't go together.
+
+    Examples
+    --------
+    >>> onnxjl.Experiment(model="net.onnx", macs=0.3, schedule="cubic", rounds=4).run("net.rounds")
+    """
+
+    model: Source
+    amount: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+    criterion: str | Callable[..., Any] = "l2"
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str | Schedule = "one-shot"
+    rounds: int | None = None
+    recover: Recovery | None = None
+    calibration: Any = None
+    data: Any = None
+    validate: Any = None
+    rewind: Rewind | None = None
+    early: Source | None = None
+    seed: int = 0
+    recorded: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pruning, Mapping):
+            raise UsageError(f"pruning={self.pruning!r}: options by name are needed")
+        budget, fraction = self.budget
+        get_schedule(self.schedule, self.rounds).fractions(budget, fraction)
+        self._check_pruning(budget, fraction)
+        if self.recover is not None:
+            recovery.check_request(self.recover, self.calibration)
+        elif self.calibration is not None:
+            raise UsageError("calibration= is for recovery: give recover='refit' or 'bn'")
+        self._check_rewinding()
+
+    def _check_pruning(self, budget: Budget, fraction: float) -> None:
+        known = inspect.signature(prune).parameters
+        for name in self.pruning:
+            if name not in known:
+                raise UsageError(f"pruning: prune has no option '{name}'")
+            if name in _NOT_FOR_PRUNE:
+                raise UsageError(f"pruning: '{name}' can't be given here")
+        if self.pruning.get("round_to") == AUTO:
+            raise UsageError(
+                "pruning: round_to='auto' is measured on this machine; an experiment that can be "
+                "run again needs a number"
+            )
+        chosen = {
+            k: self.pruning[k] for k in ("scope", "round_to", "min_units") if k in self.pruning
+        }
+        Request(budget=budget, fraction=fraction, **chosen)
+        criteria.get(self.criterion, gradients=False)
+
+    def _check_rewinding(self) -> None:
+        if self.rewind is None:
+            if self.early is not None:
+                raise UsageError("early= needs rewind=")
+            return
+        if self.rewind not in REWINDS:
+            raise UsageError(unknown("rewind", self.rewind, REWINDS))
+        if self.early is None:
+            raise UsageError("rewind='weights' needs early=, a network with earlier values")
+        if self.recover is not None:
+            raise UsageError("rewind='weights' would undo recover=; give one of them")
+
+    @property
+    def budget(self) -> tuple[Budget, float]:
+        """What is budgeted, and the fraction that the last round leaves or, of an amount, removes.
+
+        Raises
+        ------
+        UsageError : not exactly one is given.
+        """
+        given = [name for name in _COUNTED if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UsageError(
+                f"give exactly one of {', '.join(_COUNTED)}, not {', '.join(given) or 'none'}"
+            )
+        fraction = getattr(self, given[0])
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float | np.floating):
+            raise UsageError(f"{given[0]} must be a fraction between 0 and 1, not {fraction!r}")
+        return given[0], float(fraction)
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """What the budget is after each round."""
+        return get_schedule(self.schedule, self.rounds).fractions(*self.budget)
+
+    def run(self, path: str | os.PathLike[str] | None = None) -> Result:
+        """Go through the rounds.
+
+        Parameters
+        ----------
+        path : a folder. Each finished round is kept there: its network, plan and figures. An
+            experiment that was stopped goes on from it, and gives the same networks as one that
+            wasn't.
+
+        Returns
+        -------
+        Result
+
+        Raises
+        ------
+        UsageError : the folder belongs to another experiment; or as `onnxjl.prune` has it.
+        BudgetError : a round's budget can't be met.
+        DataError : the data don't fit the network, or aren't those of the record.
+        OutputError : the folder can't be written, or another process is at work in it.
+        KeyboardInterrupt : Ctrl-C; finished rounds are kept.
+        """
+        source = _normalized(self.model)
+        self._check_recorded(source)
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if path is not None:
+                folder = stack.enter_context(Folder(path, self._record(source)))
+            result = _Run(self, source, folder).run()
+            if folder is not None:
+                folder.result(result.to_json() + "\n")
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the experiment as JSON's types, with SHA-256 of networks and data.
+
+        Raises
+        ------
+        UsageError : data or an option are what a record can't hold.
+        """
+        return self._record(_normalized(self.model))
+
+    def to_json(self) -> str:
+        """Return the experiment as JSON text; see `to_dict`."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, **given: Any) -> Experiment:
+        """Read an experiment, or that of a result, from JSON text.
+
+        Parameters
+        ----------
+        text : what `to_json` gave, or written by hand: an object of fields, networks and data as
+            paths.
+        given : fields that the text can't hold, as arrays and functions, or that are to be others.
+
+        Raises
+        ------
+        UsageError : the text isn't an experiment, or a field has to be given.
+        """
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"not an experiment: {error}") from error
+        if isinstance(record, dict) and isinstance(record.get("experiment"), dict):
+            record = record["experiment"]
+        if not isinstance(record, dict) or record.get("onnxjl", FORMAT) != FORMAT:
+            raise UsageError(f"not an experiment of format {FORMAT}")
+        known = [each.name for each in fields(cls) if each.name != "recorded"]
+        if other := [name for name in (*record, *given) if name not in (*known, "onnxjl")]:
+            raise UsageError(unknown("field of an experiment", other[0], known))
+        values, recorded = {}, {}
+        for name, value in record.items():
+            if name == "onnxjl":
+                continue
+            is_kept = isinstance(value, dict) and name in (*_NETWORKS, *_DATA)
+            if is_kept and isinstance(value.get("sha256"), str):
+                recorded[name] = value["sha256"]
+            if name in given:
+                values[name] = given[name]
+            elif (is_kept and "path" not in value) or holds_function(value):
+                raise UsageError(
+                    f"the experiment's {name} isn't in its record; give it: from_json(…, {name}=…)"
+                )
+            elif is_kept:
+                values[name] = value["path"]
+            elif name == "schedule" and isinstance(value, dict):
+                if other := [key for key in value if key not in Schedule.__dataclass_fields__]:
+                    raise UsageError(f"a schedule has no '{other[0]}'")
+                values[name] = Schedule(**{"name": "", **value})
+            else:
+                values[name] = value
+        if "model" not in {**values, **given}:
+            raise UsageError("not an experiment: 'model' is missing")
+        return cls(**{**values, **given}, recorded=recorded)
+
+    def _record(self, source: Graph) -> dict[str, Any]:
+        record: dict[str, Any] = {"onnxjl": FORMAT, "model": _network_record(self.model, source)}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in ("model", "recorded"):
+                continue
+            if each.name == "early":
+                record[each.name] = None
+                if value is not None:
+                    record[each.name] = _network_record(value, _normalized(value))
+            elif each.name in _DATA:
+                record[each.name] = record_of_data(each.name, value)
+            elif isinstance(value, Schedule):
+                record[each.name] = {f.name: getattr(value, f.name) for f in fields(value)}
+            else:
+                record[each.name] = record_of_option(each.name, value)
+        return record
+
+    def _check_recorded(self, source: Graph) -> None:
+        if not self.recorded:
+            return
+        record = self._record(source)
+        for name, wanted in self.recorded.items():
+            found = record[name] and record[name]["sha256"]
+            if found != wanted:
+                raise DataError(
+                    f"{name}: isn't what the record was made with: SHA-256 {found}, recorded "
+                    f"{wanted}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What an experiment came to.
+
+    Parameters
+    ----------
+    experiment : that gave it.
+    rounds : what each round did.
+    model : the last round's network, with `plan` and `source`.
+    baseline : the original's accuracy; None without validation samples.
+    versions : of all that took part, by name.
+    """
+
+    experiment: Experiment
+    rounds: tuple[Round, ...]
+    model: Graph = field(repr=False)
+    baseline: float | None
+    versions: Mapping[str, str] = field(repr=False)
+
+    def __str__(self) -> str:
+        """Show a line for each round."""
+        titles = {
+            "number": "round",
+            "asked": self.experiment.budget[0],
+            "macs_kept": "MACs kept",
+            "params_kept": "parameters kept",
+            "accuracy_after_pruning": "after pruning",
+            "accuracy_after_recovery": "after recovery",
+            "accuracy": "accuracy",
+            "seconds": "seconds",
+        }
+        rows = [each.row() for each in self.rounds]
+        shown = [name for name in titles if any(row[name] is not None for row in rows)]
+        cells = [[titles[name] for name in shown]]
+        cells += [[_cell(name, row[name]) for name in shown] for row in rows]
+        whole = "" if self.baseline is None else f"\naccuracy before: {_cell('', self.baseline)}"
+        return table(cells, align="r" * len(shown)) + whole
+
+    @property
+    def plan(self) -> Plan:
+        """The edits of all rounds together."""
+        assert self.model.plan is not None
+        return self.model.plan
+
+    @property
+    def frame(self) -> pandas.DataFrame:
+        """A row for each round, with the figures of `Round`.
+
+        Raises
+        ------
+        UsageError : pandas is missing.
+        """
+        need("experiments", "pandas")
+        import pandas
+
+        return pandas.DataFrame([each.row() for each in self.rounds])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the network as JSON's types: what it takes to run it again, and figures.
+
+        Raises
+        ------
+        UsageError : data or an option are what a record can't hold.
+        """
+        return {
+            "onnxjl": FORMAT,
+            "experiment": self.experiment.to_dict(),
+            "versions": dict(self.versions),
+            "baseline": self.baseline,
+            "rounds": [each.row() for each in self.rounds],
+        }
+
+    def to_json(self) -> str:
+        """Return the same as JSON text, which `Experiment.from_json` takes."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def plot(self) -> Figure:
+        """Draw accuracy against multiply–accumulates: a point for each round, and for its steps.
+
+        Returns
+        -------
+        A figure of Matplotlib's, which a notebook shows and ``savefig`` writes.
+
+        Raises
+        ------
+        UsageError : accuracy wasn't measured, or Matplotlib is missing.
+        """
+        need("experiments", "matplotlib")
+        from onnxjl.pictures import rounds_figure
+
+        return rounds_figure(self)
+
+
+class _Run:
+    """A run under way: what it was asked for, and how far it is."""
+
+    def __init__(self, experiment: Experiment, source: Graph, folder: Folder | None) -> None:
+        self.experiment = experiment
+        self.source = source
+        self.folder = folder
+        self.early: Graph | None = None
+
+    def run(self) -> Result:
+        """Go through what isn't finished."""
+        asked, folder = self.experiment.fractions, self.folder
+        done = -1 if folder is None else folder.finished()
+        with Progress("experiment", total=len(asked) + 1) as bar:
+            bar.step("the whole network")
+            baseline = self._whole(done)
+            rounds = (
+                []
+                if folder is None
+                else [Round(**folder.record(number)) for number in range(1, done + 1)]
+            )
+            graph: Graph | None = self.source
+            if folder is not None and done > 0:
+                graph = folder.network(done, self.source)
+            assert graph is not None
+            original = Original.of(self.source, **self._said_of_groups())
+            for number, fraction in enumerate(asked[len(rounds) :], start=len(rounds) + 1):
+                bar.step(f"round {number} of {len(asked)}")
+                graph, finished = self._round(original, graph, number, fraction)
+                rounds.append(finished)
+        return Result(self.experiment, tuple(rounds), graph, baseline, versions())
+
+    def _said_of_groups(self) -> dict[str, Any]:
+        options = self.experiment.pruning
+        names = ("granularity", "allow_inexact", "ignore")
+        return {name: options[name] for name in names if name in options}
+
+    def _whole(self, done: int) -> float | None:
+        """Measure the network before the first round; return its accuracy."""
+        experiment, folder = self.experiment, self.folder
+        if experiment.early is not None:
+            self.early = _normalized(experiment.early)
+        if folder is not None and done >= 0:
+            record = folder.record(0)
+        else:
+            record = {"baseline": self._accuracy(self.source)}
+            if folder is not None:
+                folder.finish(0, record, None)
+        baseline: float | None = record["baseline"]
+        return baseline
+
+    def _round(
+        self, original: Original, graph: Graph, number: int, fraction: float
+    ) -> tuple[Graph, Round]:
+        """Make one round; return its network, and what it did."""
+        start = time.perf_counter()
+        experiment = self.experiment
+        small = self._pruned(original, graph, number, fraction)
+        pruned = now = self._accuracy(small)
+        recovered = None
+        if experiment.recover is not None:
+            small = settled(recovery.recover(small, experiment.recover, experiment.calibration))
+            recovered = now = self._accuracy(small)
+        if experiment.rewind == "weights":
+            assert self.early is not None
+            small = settled(rewound(small, self.early))
+            now = self._accuracy(small)
+        whole = self.source
+        finished = Round(
+            number=number,
+            asked=fraction,
+            macs_kept=small.macs / whole.macs,
+            params_kept=small.params / whole.params,
+            accuracy_after_pruning=pruned,
+            accuracy_after_recovery=recovered,
+            accuracy=now,
+            seconds=time.perf_counter() - start,
+        )
+        if self.folder is not None:
+            self.folder.finish(number, finished.row(), small)
+            small = self.folder.network(number, whole) or small
+        return small, finished
+
+    def _pruned(self, original: Original, graph: Graph, number: int, fraction: float) -> Graph:
+        """Remove what this round's budget wants."""
+        budget, _ = self.experiment.budget
+        scope = self.experiment.pruning.get("scope", "global")
+        try:
+            asked = original.request(graph, budget, fraction, scope)
+            if asked is None:
+                return graph
+            found = self._cut(graph, asked)
+        except BudgetError as error:
+            raise BudgetError(f"round {number}: {error}") from error
+        assert found.plan is not None
+        # What was asked for is a fraction of the original, not of the round before.
+        request = {**found.plan.request, budget: fraction, "amount_for": {}, "round": number}
+        return settled(replace(found, plan=replace(found.plan, request=request)))
+
+    def _cut(self, graph: Graph, asked: Mapping[str, Any]) -> Graph:
+        """Prune a network as is asked of this round."""
+        experiment = self.experiment
+        return prune(
+            graph,
+            **experiment.pruning,
+            **asked,
+            criterion=experiment.criterion,
+            data=experiment.data,
+            seed=experiment.seed,
+        )
+
+    def _accuracy(self, graph: Graph) -> float | None:
+        validate = self.experiment.validate
+        return None if validate is None else accuracy(graph, validate)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "number":
+        return str(value)
+    return f"{value:.1f}" if name == "seconds" else quantity(value, "fraction")
+
+
+def _normalized(model: Source) -> Graph:
+    return normalize(load(model))
+
+
+def _network_record(model: Any, graph: Graph) -> dict[str, str]:
+    """What tells a network from others: the fingerprint of its normalized graph."""
+    path = {"path": os.fspath(model)} if isinstance(model, str | os.PathLike) else {}
+    return {**path, "sha256": graph.fingerprint}
