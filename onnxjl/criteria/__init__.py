@@ -7,7 +7,6 @@ decorated with `register`, and import it here.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from onnxjl.criteria import activation, bn_scale, fpgm, gradient, lamp, magnitude, random
 from onnxjl.criteria.aggregation import AGGREGATIONS, NORMALIZATIONS, normalize
 from onnxjl.criteria.registry import CRITERIA, Criterion, Function, get, name_of, register, unknown
-from onnxjl.criteria.weights import GroupWeights, Scoring
+from onnxjl.criteria.weights import GroupWeights, Scoring, checked_seed
 from onnxjl.errors import UsageError
 from onnxjl.graph import Graph
 from onnxjl.structure import Group
@@ -95,7 +94,7 @@ def score(
         groups,
         aggregation=aggregation,
         data=data,
-        seed=_checked(seed),
+        seed=checked_seed(seed),
         model=model,
         loss=loss,
     )
@@ -127,13 +126,3 @@ def _scores(scoring: Scoring, group: Group, criterion: Criterion) -> np.ndarray:
             f"{scores.shape}"
         )
     return scores
-
-
-def _checked(seed: object) -> int:
-    try:
-        number = operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise UsageError(f"seed must be a whole number of at least 0, not {seed!r}")
-    return number

@@ -123,15 +123,33 @@ def role(weight: ir.Value) -> Role:
     rank = len(weight.const_value.shape) if weight.const_value is not None else 0
     contracted, scale = False, False
     outputs: set[int] = set()
-    for node, index, axes in _uses(weight, tuple(range(rank))):
-        operator = (
-            node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        )
+    for node, index, axes in uses(weight):
+        operator = operator_of(node)
         if index in CONTRACTIONS.get(operator, {}):
             contracted = True
             outputs.update(axes[axis] for axis in CONTRACTIONS[operator][index](node, rank))
         scale |= SCALES.get(operator) == index
     return Role(contracted, frozenset(outputs), scale)
+
+
+def uses(weight: ir.Value) -> Iterator[tuple[ir.Node, int, Axes]]:
+    """Go through the uses of a weight; casts, identities and transpositions are seen through.
+
+    Parameters
+    ----------
+    weight : an initializer.
+
+    Yields
+    ------
+    The node, the position of the input, and the weight's axis that each axis of the used value is.
+    """
+    rank = len(weight.const_value.shape) if weight.const_value is not None else 0
+    yield from _uses(weight, tuple(range(rank)))
+
+
+def operator_of(node: ir.Node) -> str:
+    """Return a node's operator, as `CONTRACTIONS` names it."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def _uses(value: ir.Value, axes: Axes) -> Iterator[tuple[ir.Node, int, Axes]]:

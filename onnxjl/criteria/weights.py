@@ -6,6 +6,7 @@ Everything is summed in float64, a block at a time, so that no copy of a large w
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeGuard
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from onnxjl.criteria.aggregation import aggregate
 from onnxjl.criteria.roles import Role, role
-from onnxjl.errors import WeightError
+from onnxjl.errors import UsageError, WeightError
 from onnxjl.graph import FLOATING, Graph
 from onnxjl.structure import Activation, Group, Member
 
@@ -229,6 +230,17 @@ class GroupWeights(Mapping[str, np.ndarray]):
             f"{start} holds {what} (first at [{index}]) and can't be scored; "
             "repair the model, or leave its layer whole (ignore=, --ignore)"
         )
+
+
+def checked_seed(seed: object) -> int:
+    """Return a seed as a whole number; raise a UsageError if it is none of at least 0."""
+    try:
+        number = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UsageError(f"seed must be a whole number of at least 0, not {seed!r}")
+    return number
 
 
 def _is_floating(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:

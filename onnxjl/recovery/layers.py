@@ -94,7 +94,7 @@ def layers_to_solve(graph: Graph, copy: Graph) -> list[Layer]:
         cut = value is not None and _contracted(node) in kept.get(value.name or "", {})
         if reads_change or cut:
             changed.update(v.name for v in node.outputs if v.name)
-        if not (reads_change or cut) or not _solvable(node):
+        if not (reads_change or cut) or not solvable(node):
             continue
         assert value is not None
         source = sources[node_name(node)]
@@ -123,7 +123,8 @@ def _contracted(node: ir.Node) -> int:
     return 1 if node.op_type == "Conv" or _turned(node) else 0
 
 
-def _solvable(node: ir.Node) -> bool:
+def solvable(node: ir.Node) -> bool:
+    """Return whether a node is a product of rows of inputs with a constant matrix of its own."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
     data, value = node.inputs[0], node.inputs[1]
@@ -199,7 +200,7 @@ def _last_layer(value: ir.Value, position: dict[ir.Node, int]) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if _solvable(node):
+        if solvable(node):
             last = max(last, position[node])
         pending.extend(v for v in node.inputs if v is not None)
     return last

@@ -38,11 +38,22 @@ class Convolution:
         """Return rows of patches and of wanted outputs at random positions."""
         samples, spatial = y.shape[0], y.shape[1:-1]
         positions = samples * int(np.prod(spatial))
-        chosen = _choose(positions, count, random)
-        where = np.unravel_index(chosen, (samples, *spatial))
+        chosen = choose(positions, count, random)
+        wanted = y.reshape(positions, self.groups, -1)[chosen]
+        return self.rows(x, chosen, spatial), wanted.transpose(1, 0, 2)
+
+    def rows(self, x: np.ndarray, chosen: NDArray[np.int64], spatial: Sequence[int]) -> Float:
+        """Return (groups, rows, unknowns), the patches at some positions of the output.
+
+        Parameters
+        ----------
+        x : (samples, channels, …), what is convolved.
+        chosen : numbers of positions, over samples and then over the sizes of `spatial`.
+        spatial : sizes of the output after its channels.
+        """
+        where = np.unravel_index(chosen, (len(x), *spatial))
         kernel = self.shape[2:]
-        strides = list(self.node.attributes.get_ints("strides", [1] * len(kernel)))
-        dilations = list(self.node.attributes.get_ints("dilations", [1] * len(kernel)))
+        strides, dilations = self._steps()
         begin = _padding(self.node, x.shape[2:], kernel, strides, dilations)
         patches = np.empty((len(chosen), x.shape[1], *kernel), dtype=np.float64)
         for offset in np.ndindex(*kernel):
@@ -58,8 +69,50 @@ class Convolution:
             patches[(slice(None), slice(None), *offset)] = np.where(inside[:, None], taken, 0)
         width = x.shape[1] // self.groups
         rows = patches.reshape(len(chosen), self.groups, width * int(np.prod(kernel)))
-        wanted = y.reshape(positions, self.groups, -1)[chosen]
-        return rows.transpose(1, 0, 2), wanted.transpose(1, 0, 2)
+        return rows.transpose(1, 0, 2)
+
+    def spatial(self, x: np.ndarray) -> tuple[int, ...]:
+        """Return the sizes of the output after its channels, for an input."""
+        kernel, sizes = self.shape[2:], x.shape[2:]
+        strides, dilations = self._steps()
+        mode = self.node.attributes.get_string("auto_pad", "NOTSET")
+        if mode in ("SAME_UPPER", "SAME_LOWER"):
+            return tuple(-(-n // s) for n, s in zip(sizes, strides, strict=True))
+        pads = list(self.node.attributes.get_ints("pads", [0] * 2 * len(kernel)))
+        added = [a + b for a, b in zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)]
+        if mode == "VALID":
+            added = [0] * len(kernel)
+        return tuple(
+            (n + p - (k - 1) * d - 1) // s + 1
+            for n, p, k, s, d in zip(sizes, added, kernel, strides, dilations, strict=True)
+        )
+
+    def squares(self, x: np.ndarray) -> Float:
+        """Return (groups, unknowns), the sum over all patches of each of their elements squared."""
+        kernel, sizes = self.shape[2:], x.shape[2:]
+        spatial = self.spatial(x)
+        strides, dilations = self._steps()
+        begin = _padding(self.node, sizes, kernel, strides, dilations)
+        square = np.square(x, dtype=np.float64).sum(axis=0)
+        total = np.zeros((x.shape[1], *kernel))
+        for offset in np.ndindex(*kernel):
+            # For each axis, the positions that aren't padding at this place of the kernel.
+            places = [
+                np.arange(count) * s + o * d - b
+                for count, s, o, d, b in zip(
+                    spatial, strides, offset, dilations, begin, strict=True
+                )
+            ]
+            inside = [p[(p >= 0) & (p < n)] for p, n in zip(places, sizes, strict=True)]
+            taken = square[np.ix_(np.arange(x.shape[1]), *inside)]
+            total[(slice(None), *offset)] = taken.reshape(x.shape[1], -1).sum(axis=1)
+        return total.reshape(self.groups, -1)
+
+    def _steps(self) -> tuple[list[int], list[int]]:
+        """Return strides and dilations."""
+        ones = [1] * (len(self.shape) - 2)
+        strides = self.node.attributes.get_ints("strides", ones)
+        return list(strides), list(self.node.attributes.get_ints("dilations", ones))
 
 
 class Matrix:
@@ -83,7 +136,7 @@ class Matrix:
     ) -> tuple[Float, Float]:
         """Return rows of inputs and of wanted outputs."""
         rows, wanted = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        chosen = _choose(len(rows), count, random)
+        chosen = choose(len(rows), count, random)
         return rows[chosen].astype(np.float64)[None], wanted[chosen][None]
 
 
@@ -91,7 +144,8 @@ def matrix_of(node: ir.Node) -> Convolution | Matrix:
     return Convolution(node) if node.op_type == "Conv" else Matrix(node)
 
 
-def _choose(number: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+def choose(number: int, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return `count` numbers below `number` in order, or all of them if there are no more."""
     if count >= number:
         return np.arange(number)
     return np.sort(random.choice(number, size=count, replace=False))

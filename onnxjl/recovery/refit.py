@@ -17,9 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxjl.data import batches
 from onnxjl.graph import Graph
+from onnxjl.masks import masked_names
 from onnxjl.progress import progress
 from onnxjl.recovery.layers import Layer, layers_to_solve
 from onnxjl.recovery.matrices import Float, channels_last, matrix_of
@@ -79,7 +81,9 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
             wanted = (wanted - channels_last(here[1], layer.node) - shift) / scale
         count = int(limit * len(here[0]) / total) + 1
         fit.add(*matrix.sample(here[0], wanted, count, random))
-    solved, constant = fit.solve()
+    value = layer.node.inputs[1]
+    held = value is not None and value.name in masked_names(small.graph.model)
+    solved, constant = fit.solve(live=weight != 0 if held else None)
     matrix.write(solved)
     if layer.intercept is not None:
         layer.intercept.write(constant)
@@ -116,8 +120,14 @@ class Fit:
         self.gram += turned @ x
         self.moment += turned @ y
 
-    def solve(self) -> tuple[Float, Float]:
-        """Return (groups, unknowns, outputs) weights and (groups · outputs,) constants."""
+    def solve(self, live: NDArray[np.bool_] | None = None) -> tuple[Float, Float]:
+        """Return (groups, unknowns, outputs) weights and (groups · outputs,) constants.
+
+        Parameters
+        ----------
+        live : (groups, unknowns, outputs), false for weights that a mask holds at zero; each
+            output is then solved for the others alone.
+        """
         groups, unknowns, outputs = self.weight.shape
         start = self.weight
         if self.start is not None:
@@ -130,10 +140,22 @@ class Fit:
         if self.start is not None:
             pull[:, unknowns, unknowns] = 1e-12
         right = self.moment - self.gram @ start
-        step = _solve(self.gram + pull, right)
+        matrix = self.gram + pull
+        step = _solve(matrix, right) if live is None else self._solve_live(matrix, right, live)
         solved = start + step
         constant = solved[:, unknowns].reshape(-1) if self.start is not None else np.zeros(0)
         return solved[:, :unknowns], constant
+
+    def _solve_live(self, matrix: Float, right: Float, live: NDArray[np.bool_]) -> Float:
+        """Solve for the weights of each output that aren't held at zero."""
+        step = np.zeros_like(right)
+        for g, o in np.ndindex(len(right), right.shape[2]):
+            free = np.flatnonzero(live[g, :, o])
+            if self.start is not None:
+                free = np.append(free, matrix.shape[1] - 1)
+            part = matrix[g][np.ix_(free, free)][None]
+            step[g, free, o] = _solve(part, right[g, free, o][None, :, None])[0, :, 0]
+        return step
 
 
 def _solve(matrix: Float, right: Float) -> Float:

@@ -35,11 +35,16 @@ class Stream:
         self._count = 0
         self._numbers: dict[str, int] = {}
         self._inputs: set[str] = set()
-        for feeds in batches:
-            for name, array in feeds.items():
-                self._write(name, self._count, array)
-                self._inputs.add(name)
-            self._count += 1
+        try:
+            for feeds in batches:
+                for name, array in feeds.items():
+                    self._write(name, self._count, array)
+                    self._inputs.add(name)
+                self._count += 1
+        except BaseException:
+            # Data that don't fit are found out here, before there is a stream to be left.
+            self._folder.cleanup()
+            raise
         self._present |= self._inputs
 
     def __enter__(self) -> Stream:

@@ -24,7 +24,7 @@ from onnxjl.structure.cost import Cost, Size
 from onnxjl.structure.edits import Editor
 from onnxjl.structure.interpreter import Interpreter
 from onnxjl.structure.labels import Kind
-from onnxjl.structure.names import layer_names, node_name, weight
+from onnxjl.structure.names import check_patterns, layer_names, node_name, weight
 from onnxjl.structure.places import Indices, Places
 from onnxjl.structure.rules.recurrent import GATES
 from onnxjl.structure.shapes import Shapes
@@ -267,14 +267,7 @@ def offer(
     structure: Structure, *, allow_inexact: bool, ignore: Sequence[str]
 ) -> tuple[list[int], list[Whole]]:
     """Return the numbers of the groups that may be pruned, and the layers that stay whole."""
-    names = structure.names
-    for pattern in ignore:
-        if not any(
-            fnmatch.fnmatchcase(n, pattern)
-            for node in names
-            for n in (names[node], node_name(node))
-        ):
-            raise UsageError(f"no layer or node matches '{pattern}'; `onnxjl info` lists them")
+    check_patterns(structure.names, ignore)
     offered: list[int] = []
     refused: dict[str, Whole] = {}
     pruned: set[str] = set()

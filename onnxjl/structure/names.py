@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnxjl.errors import UsageError
 from onnxjl.graph import Graph, node_name
 
 
@@ -46,3 +49,20 @@ def layer_names(graph: Graph) -> dict[ir.Node, str]:
         node: prefixes[node] if count.get(prefixes.get(node, ""), 0) == 1 else node_name(node)
         for node in graph.model.graph
     }
+
+
+def check_patterns(names: Mapping[ir.Node, str], patterns: Sequence[str]) -> None:
+    """Raise a UsageError for an fnmatch pattern that matches neither a layer nor a node.
+
+    Parameters
+    ----------
+    names : node -> its layer's name, as `layer_names` gives them.
+    patterns : what layers and nodes are chosen by.
+    """
+    for pattern in patterns:
+        if not any(
+            fnmatch.fnmatchcase(n, pattern)
+            for node in names
+            for n in (names[node], node_name(node))
+        ):
+            raise UsageError(f"no layer or node matches '{pattern}'; `onnxjl info` lists them")
