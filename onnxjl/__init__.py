@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxjl.prune import keep, prune
     from onnxjl.recovery import recover
     from onnxjl.save import save
+    from onnxjl.sparsity.sparsify import mask, sparsify
     from onnxjl.structure import Group, Groups
     from onnxjl.structure.groups import groups
     from onnxjl.sweep import Sensitivity, Sweep, sensitivity, sweep
@@ -75,12 +76,14 @@ _PUBLIC = {
     "groups": "structure",
     "keep": "prune",
     "load": "load",
+    "mask": "sparsity",
     "normalize": "normalize",
     "prune": "prune",
     "recover": "recovery",
     "report": "before_after",
     "save": "save",
     "sensitivity": "sweep",
+    "sparsify": "sparsity",
     "sweep": "sweep",
     "to_flux": "flux",
 }
@@ -116,12 +119,14 @@ __all__ = [
     "groups",
     "keep",
     "load",
+    "mask",
     "normalize",
     "prune",
     "recover",
     "report",
     "save",
     "sensitivity",
+    "sparsify",
     "sweep",
     "to_flux",
 ]

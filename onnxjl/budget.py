@@ -65,7 +65,7 @@ class Request:
         if self.budget is not None:
             fractions[self.budget] = self.fraction
         for name, value in fractions.items():
-            if not _is_fraction(value):
+            if not is_fraction(value):
                 raise UsageError(f"{name} must be a fraction between 0 and 1, not {value!r}")
         for name, number in (("round_to", self.round_to), ("min_units", self.min_units)):
             if name == "round_to" and number == AUTO:
@@ -74,7 +74,8 @@ class Request:
                 raise UsageError(f"{name} must be a whole number of at least 1, not {number!r}")
 
 
-def _is_fraction(value: object) -> bool:
+def is_fraction(value: object) -> bool:
+    """Return whether a value is a number between 0 and 1, both excluded."""
     return (
         isinstance(value, (int, float, np.floating))
         and not isinstance(value, bool)

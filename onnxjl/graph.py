@@ -16,12 +16,14 @@ import onnx_ir as ir
 
 from onnxjl.errors import UsageError
 from onnxjl.extras import need
+from onnxjl.masks import masked_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from onnxjl.plan import Plan
     from onnxjl.save import Saved
+    from onnxjl.sparsity.sparsify import Sparsified
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Graph:
     shapes : concrete shapes for graph inputs whose declared shape is symbolic, by input name.
     plan : the edits that led from `source` to this graph, if it was pruned.
     source : the normalized graph that `plan` refers to, if it was pruned.
+    sparsified : how it came to be sparse, if `sparsify` or `mask` made it.
     """
 
     model: ir.Model
@@ -44,6 +47,7 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Plan | None = None
     source: Graph | None = None
+    sparsified: Sparsified | None = None
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
         """Write the network to a file, checked; see `onnxjl.save`."""
@@ -96,9 +100,35 @@ class Graph:
         tensors = [value.const_value for value in self.model.graph.initializers.values()]
         return sum(t.size for t in tensors if t is not None and t.dtype in FLOATING)
 
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Weights that are held sparse: initializer name -> bool of its shape, false where zero.
+
+        They are those of `sparsify` and `mask`, here or in the network that the file was saved
+        from: the model's metadata name the initializers, whose zeros are the mask.
+        """
+        return {name: self.weight(name) != 0 for name in masked_names(self.model)}
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """Fraction of zeros in each weight of a contraction, by initializer name."""
+        from onnxjl.criteria.roles import role
+
+        found = {}
+        for name, value in self.model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype not in FLOATING or len(tensor.shape) < 2:
+                continue
+            if role(value).contracted and tensor.size:
+                found[name] = float((self.weight(name) == 0).mean())
+                self.unmap(name)
+        return found
+
     def __repr__(self) -> str:
         name = self.path.name if self.path else self.model.graph.name or ""
         state = "pruned" if self.plan else "normalized" if self.normalized else "as loaded"
+        if masked_names(self.model):
+            state += ", sparse"
         return (
             f"Graph({name!r}, {state}, opset {self.opset}, {len(self.model.graph)} nodes, "
             f"{self.params:,} parameters)"

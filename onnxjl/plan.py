@@ -279,6 +279,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
         model=model,
         plan=plan if before is None else before.then(plan),
         source=graph if before is None else graph.source,
+        sparsified=None,
     )
 
 

@@ -109,15 +109,7 @@ class Report:
             "input": self.source,
             "output": self.target,
             "plan": self.plan,
-            **{
-                change.name: {
-                    "before": change.before,
-                    "after": change.after,
-                    "unit": change.unit,
-                    "note": change.note,
-                }
-                for change in self.changes
-            },
+            **changes_dict(self.changes),
             "layers": [
                 {"layer": e.layer, "operator": e.operator, "before": e.before, "after": e.after}
                 for e in self.layers
@@ -426,6 +418,19 @@ def indent(text: str) -> str:
 def shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Shapes as ``x 1×3×224×224``."""
     return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def changes_dict(changes: Iterable[Change]) -> dict[str, dict[str, Any]]:
+    """Figures before and after as JSON's types, by name."""
+    return {
+        change.name: {
+            "before": change.before,
+            "after": change.after,
+            "unit": change.unit,
+            "note": change.note,
+        }
+        for change in changes
+    }
 
 
 def changes_table(changes: Iterable[Change]) -> str:
