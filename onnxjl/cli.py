@@ -115,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         _normalize,
         _groups,
         _prune,
+        _sparsify,
         _apply,
         _compare,
         _report,
@@ -282,6 +283,59 @@ def _prune(commands: Any) -> None:
     _finetuning(command)
     command.add_argument("--plan", metavar="FILE", help="also write what was removed, as JSON")
     _measurements(command)
+
+
+def _sparsify(commands: Any) -> None:
+    command = _command(
+        commands,
+        "sparsify",
+        "set single weights to zero",
+        "Set the least important weights to zero, each on its own or N of every M. Nothing gets\n"
+        "smaller, and nothing faster in onnxruntime: this is for files that are compressed, for\n"
+        "hardware and runtimes that skip zeros, and for experiments. The new file is compared\n"
+        "with the sparse network before it gets its name.",
+        "  onnxjl sparsify net.onnx -o sparse.onnx --amount 0.8\n"
+        "  onnxjl sparsify net.onnx -o sparse.onnx --pattern 2:4 --criterion wanda --data x.npz",
+    )
+    _model(command)
+    _output(command)
+    budget = command.add_argument_group("how many (exactly one)")
+    budget.add_argument(
+        "--amount", type=float, metavar="F", help="this fraction of the weights becomes zero"
+    )
+    budget.add_argument(
+        "--pattern",
+        metavar="N:M",
+        help="N of every M weights along a layer's inputs stay, as 2:4",
+    )
+    choice = command.add_argument_group("which weights go")
+    choice.add_argument(
+        "--criterion",
+        default="magnitude",
+        metavar="NAME",
+        help="how important a weight is: magnitude, l1 (the same), random; with --data wanda, "
+        "sparsegpt; or a function of your own, FILE.py:NAME (default: magnitude)",
+    )
+    choice.add_argument(
+        "--scope",
+        choices=("global", "local", "erk"),
+        help="rank the weights of all layers together, take the same share of each, or a smaller "
+        "one of small layers (default: global; for wanda and sparsegpt local)",
+    )
+    choice.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave matching layers whole ('layer4.*'); can be repeated",
+    )
+    choice.add_argument(
+        "--data",
+        metavar="FILE.npz",
+        help="samples for criteria: arrays named as the model's inputs",
+    )
+    choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --criterion random")
+    _measurements(command, what="accuracy")
 
 
 def _step(text: str) -> int | str:
@@ -529,7 +583,11 @@ def _offer(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _measurements(command: argparse.ArgumentParser, model: str = "MODEL") -> None:
+def _measurements(
+    command: argparse.ArgumentParser,
+    model: str = "MODEL",
+    what: str = "latency and accuracy",
+) -> None:
     command.add_argument(
         "--validate",
         metavar="FILE.npz",
@@ -540,5 +598,5 @@ def _measurements(command: argparse.ArgumentParser, model: str = "MODEL") -> Non
         "--no-measure",
         dest="measure",
         action="store_false",
-        help="don't measure latency and accuracy",
+        help=f"don't measure {what}",
     )

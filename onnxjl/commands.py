@@ -45,6 +45,10 @@ from onnxjl.report import (
     wrap,
 )
 from onnxjl.save import Saved, check_output, input_files, save, save_text
+from onnxjl.sparsity import registry as sparsity
+from onnxjl.sparsity import sparsify as sparsified
+from onnxjl.sparsity.report import SparsityReport
+from onnxjl.sparsity.report import make_report as make_sparsity_report
 from onnxjl.structure import analyze, layer_costs
 from onnxjl.structure import groups as groups_of
 
@@ -255,6 +259,45 @@ def prune(options: Namespace) -> int:
     return _report(options, report)
 
 
+def sparsify(options: Namespace) -> int:
+    """Set single weights to zero."""
+    inputs, validate = _inputs(options), _validation(options)
+    samples = None if options.data is None else data.read(options.data)
+    criterion = _weight_criterion(options, samples)
+    with Progress("sparsifying", total=5) as bar:
+        bar.step("reading")
+        graph = _load_for(options)
+        bar.step("normalizing")
+        graph = normalized(graph)
+        bar.step("choosing")
+        sparse = sparsified(
+            graph,
+            amount=options.amount,
+            pattern=options.pattern,
+            criterion=criterion,
+            scope=options.scope,
+            ignore=options.ignore,
+            data=samples,
+            seed=options.seed,
+        )
+        bar.step("saving and checking")
+        saved = _save(options, sparse, inputs)
+        bar.step("measuring")
+        report = make_sparsity_report(sparse, saved, validate=validate, measure=options.measure)
+    return _report(options, report)
+
+
+def _weight_criterion(options: Namespace, samples: Mapping[str, np.ndarray] | None) -> Any:
+    """The criterion for single weights asked for, once it is clear that it has what it needs."""
+    if is_julia_place(options.criterion):
+        raise UsageError("a criterion for single weights is a function in Python: FILE.py:NAME")
+    chosen = function_of(options.criterion)
+    criterion = sparsity.get(chosen)
+    if criterion.needs_data and samples is None:
+        raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
+    return chosen
+
+
 def _check_engine(options: Namespace) -> None:
     """Raise a UsageError for options that the engine or one another lacks."""
     if options.finetune is None:
@@ -409,7 +452,7 @@ def completion(options: Namespace) -> int:
     return 0
 
 
-def _report(options: Namespace, report: Report) -> int:
+def _report(options: Namespace, report: Report | SparsityReport) -> int:
     """Print a report with the files' names as the user gave them."""
     report = replace(report, source=options.model, target=options.output)
     _print(options, report.to_dict(), lambda: str(report))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from onnxjl import cli
 from onnxjl.criteria import CRITERIA
 from onnxjl.errors import UsageError
+from onnxjl.sparsity import CRITERIA as SINGLE_WEIGHTS
 
 FILES = ("MODEL", "PLAN", "A", "B", "FILE", "FILE.npz")
 FOLDERS = ("DIR",)
@@ -37,7 +38,9 @@ def script(shell: str) -> str:
         elif action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif "--criterion" in action.option_strings:
-            action.choices = sorted(CRITERIA)
+            # Of the two kinds, the one that the command's own default is of.
+            kinds = (CRITERIA, SINGLE_WEIGHTS)
+            action.choices = sorted(next(kind for kind in kinds if action.default in kind))
     text: str = shtab.complete(parser, shell=shell)
     return text
 

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 import onnxjl
 from onnxjl import cli
 from onnxjl.criteria import CRITERIA
+from onnxjl.sparsity import CRITERIA as SINGLE_WEIGHTS
 
 
 @pytest.fixture
@@ -222,6 +223,38 @@ def test_criteria_from_data_and_given_inputs_are_used(folder, run):
     assert (status, out.splitlines()[1]) == (0, "inputs: x 4×3×6×6")
 
 
+def test_sparsify_sets_weights_to_zero(folder, run):
+    x = np.random.default_rng(0).standard_normal((8, 3, 6, 6)).astype(np.float32)
+    np.savez("x.npz", x=x, target=np.zeros(8, np.int64))
+    status, out, err = run(
+        *("sparsify", "net.onnx", "-o", "s.onnx", "--pattern", "2:4", "--criterion", "wanda"),
+        *("--data", "x.npz", "--validate", "x.npz"),
+    )
+    assert (status, err) == (0, "")
+    assert out.startswith("net.onnx → s.onnx\n")
+    assert "its 3 inputs are no multiple of 4: first" in out
+    assert "8 samples of x.npz" in out
+    assert "check: equals the sparse network in onnxruntime" in out
+    assert "onnxruntime multiplies by zero as by anything else" in out
+    written = {t.name: numpy_helper.to_array(t) for t in onnx.load("s.onnx").graph.initializer}
+    runs = written["second.weight"].transpose(0, 2, 3, 1).reshape(-1, 4)
+    assert ((runs != 0).sum(axis=1) == 2).all()
+    assert (written["first.weight"] != 0).all()
+
+    status, out, _ = run(
+        *("sparsify", "net.onnx", "-o", "t.onnx", "--amount", "0.5", "--scope", "erk", "--json"),
+        *("--ignore", "head", "--seed", "3", "--no-measure", "--no-check"),
+    )
+    facts = json.loads(out)
+    assert status == 0
+    assert facts["request"] == {
+        **{"amount": 0.5, "criterion": "magnitude", "scope": "erk", "ignore": ["head"], "seed": 3}
+    }
+    assert sum(e["zeros"] for e in facts["layers"]) == 252
+    assert facts["nonzero weights"]["after"] == 252
+    assert facts["whole"] == [{"layer": "head", "reason": "ignored by 'head'"}]
+
+
 def test_info_works_where_pruning_does_not(folder, run):
     proto = small.convolutions()
     proto.graph.node.append(onnx.helper.make_node("Nowhere", ["y"], ["z"], domain="test"))
@@ -239,7 +272,7 @@ def test_text_fits_100_columns(folder, run):
         status, out, _ = run(command, "net.onnx")
         assert status == 0
         assert max(map(len, out.splitlines())) <= 100
-    for command in ("info", "normalize", "groups", "prune", "apply", "compare"):
+    for command in ("info", "normalize", "groups", "prune", "sparsify", "apply", "compare"):
         status, out, _ = run(command, "--help")
         assert status == 0
         assert "example:\n  onnxjl " + command in out
@@ -249,6 +282,9 @@ def test_text_fits_100_columns(folder, run):
 def test_help_names_every_criterion(run):
     text = " ".join(run("prune", "--help")[1].split())
     for name in CRITERIA:
+        assert name in text
+    text = " ".join(run("sparsify", "--help")[1].split())
+    for name in SINGLE_WEIGHTS:
         assert name in text
 
 
@@ -385,6 +421,30 @@ def test_bad_requests_to_prune(arguments, status, message, folder, run):
     found, out, err = run("prune", "net.onnx", "-o", "out.onnx", "--force", *arguments)
     assert (found, out) == (status, "")
     assert err.startswith("onnxjl: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "give exactly one of amount (--amount) and pattern (--pattern)"),
+        (["--amount", "0.5", "--pattern", "2:4"], 2, "give exactly one of"),
+        (["--amount", "2"], 2, "amount must be a fraction between 0 and 1, not 2.0"),
+        (["--pattern", "4:2"], 2, "a pattern is N:M"),
+        (["--amount", "0.5", "--criterion", "l3"], 2, "no criterion for single weights 'l3'"),
+        (["--amount", "0.5", "--criterion", "wanda"], 2, "'wanda' needs inputs; give some with"),
+        (["--amount", "0.5", "--criterion", "a.jl:f"], 2, "is a function in Python: FILE.py:NAME"),
+        (["--amount", "0.5", "--ignore", "*"], 1, "no weight of this network can be sparse"),
+        (["--amount", "0.5", "-o", "net.onnx"], 1, "net.onnx: is the input"),
+    ],
+)
+def test_bad_requests_to_sparsify(arguments, status, message, folder, run):
+    (folder / "out.onnx").write_bytes(b"old")
+    before = state(folder)
+    found, out, err = run("sparsify", "net.onnx", "-o", "out.onnx", "--force", *arguments)
+    assert (found, out) == (status, "")
     assert message in err
     assert err.count("\n") == 1
     assert state(folder) == before
