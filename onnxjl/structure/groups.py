@@ -207,6 +207,25 @@ class Structure:
         """(groups,) int, the number of units of each group."""
         return np.array([g.size for g in self.groups], dtype=np.int64)
 
+    def groups_on(self, value: str) -> list[tuple[int, int]]:
+        """Return the groups whose units a value carries, and on which axis: (group, axis) pairs.
+
+        Parameters
+        ----------
+        value : name of a weight or an activation.
+        """
+        owner = np.append(np.repeat(np.arange(len(self.groups)), self.sizes), -1)
+        found = {
+            (group, i)
+            for i, axis in enumerate(self.run.axes.get(value, ()))
+            for factor in axis
+            if factor.labels is not None
+            # Unit -1, "not in a group", is the last.
+            for group in np.unique(owner[self._unit_at[factor.labels]]).tolist()
+            if group >= 0
+        }
+        return sorted(found)
+
     def plan(
         self, keep: Sequence[NDArray[np.bool_]], *, request: Mapping[str, Any] | None = None
     ) -> Plan:
