@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,35 @@ def output_error(
     compared = False
     for feeds in progress(batches(data, original, batch_size=batch_size), "comparing outputs"):
         before, after = (session.run(each, feeds) for each in sessions)
-        for name, value in before.items():
-            a, b = np.asarray(value), np.asarray(after.get(name))
-            if a.dtype.kind != "f" or a.shape != b.shape:
-                continue
+        found = squared_distance(before, after)
+        if found is not None:
             compared = True
-            distance += float(np.square(b.astype(np.float64) - a).sum())
-            size += float(np.square(a.astype(np.float64)).sum())
+            distance, size = distance + found[0], size + found[1]
     if not compared:
         raise DataError("the networks have no floating output of the same shape to compare")
     return float(np.sqrt(distance / max(size, np.finfo(np.float64).tiny)))
+
+
+def squared_distance(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[float, float] | None:
+    """How far outputs are from the original's, ``‖after − before‖²``, and ``‖before‖²``.
+
+    Parameters
+    ----------
+    before, after : output name -> array; only floating outputs of the same shape count.
+
+    Returns
+    -------
+    Both sums, or None where there is nothing to compare.
+    """
+    distance, size = 0.0, 0.0
+    compared = False
+    for name, value in before.items():
+        a, b = np.asarray(value), np.asarray(after.get(name))
+        if a.dtype.kind != "f" or a.shape != b.shape:
+            continue
+        compared = True
+        distance += float(np.square(b.astype(np.float64) - a).sum())
+        size += float(np.square(a.astype(np.float64)).sum())
+    return (distance, size) if compared else None
