@@ -5,22 +5,28 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxjl import allocation, optimal
+from onnxjl.allocation import Path, Units
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.structure.cost import Cost, Counts, Size, Tally
 from onnxjl.structure.groups import Group, Structure
+from onnxjl.structure.isomorphism import topologies
 
-Scope = Literal["global", "local"]
-SCOPES: tuple[Scope, ...] = ("global", "local")
+Scope = Literal["global", "local", "isomorphic", "erk", "sensitivity", "optimal"]
+SCOPES: tuple[Scope, ...] = ("global", "local", "isomorphic", "erk", "sensitivity", "optimal")
 Budget = Literal["amount", "macs", "params", "bytes", "latency"]
 BUDGETS: tuple[Budget, ...] = ("amount", "macs", "params", "bytes", "latency")
 AUTO: Literal["auto"] = "auto"
 """The step that is measured on this machine (`onnxjl.choice`)."""
+
+Limit = tuple[Cost, float]
+"""A cost, and what it may be at most."""
 
 # Budgets are fractions that users write in decimals: 0.3 of 10 units is 3 of them.
 _SLACK = 1e-9
@@ -35,12 +41,14 @@ class Request:
     budget : ``"amount"`` (fraction of prunable units removed), ``"macs"``, ``"params"``,
         ``"bytes"`` or ``"latency"`` (fraction kept); None where only `amount_for` asks.
     fraction : in (0, 1).
-    scope : ``"global"`` ranks all units together, ``"local"`` takes the same share of each group.
+    scope : ``"global"`` ranks all units together, ``"local"`` takes the same share of each group;
+        `onnxjl.allocation` and `onnxjl.optimal` have the others.
     amount_for : fnmatch pattern of layers or nodes, or one group as `alone` names it -> fraction
         removed of their groups.
     round_to : widths become multiples of this, which may be "auto"; a group that is no multiple may
         also stay whole. Of units that are several indices wide, such as heads, fewer make a step.
     min_units : units that every group keeps.
+    further : more budgets that hold as well, for scope ``"optimal"``: name -> fraction.
     """
 
     budget: Budget | None
@@ -49,6 +57,15 @@ class Request:
     amount_for: Mapping[str, float] | None = None
     round_to: int | Literal["auto"] = 1
     min_units: int = 1
+    further: Mapping[Budget, float] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> dict[Budget, float]:
+        """All budgets with their fractions."""
+        if self.budget is None:
+            return {}
+        assert self.fraction is not None
+        return {self.budget: self.fraction, **self.further}
 
     @property
     def step(self) -> int:
@@ -63,7 +80,8 @@ class Request:
             raise UsageError(f"no scope '{self.scope}'; there are {', '.join(SCOPES)}")
         fractions: dict[str, object] = dict(self.amount_for or {})
         if self.budget is not None:
-            fractions[self.budget] = self.fraction
+            fractions |= {self.budget: self.fraction}
+            fractions |= {str(name): value for name, value in self.further.items()}
         for name, value in fractions.items():
             if not is_fraction(value):
                 raise UsageError(f"{name} must be a fraction between 0 and 1, not {value!r}")
@@ -88,6 +106,7 @@ def select(
     offered: Sequence[int],
     scores: Sequence[NDArray[np.float64]],
     request: Request,
+    errors: Mapping[int, NDArray[np.float64]] | None = None,
 ) -> list[NDArray[np.bool_]]:
     """Choose the units that stay.
 
@@ -95,8 +114,10 @@ def select(
     ----------
     offered : numbers of the groups that may be pruned.
     scores : for each of them, (units,) float, larger is more important.
-    request : how much is to go, with a step that is known and a budget that is counted; see
+    request : how much is to go, with a step that is known and budgets that are counted; see
         `onnxjl.choice.choose` for what has to be measured.
+    errors : for scope "sensitivity", what pruning each of them alone does; see
+        `onnxjl.allocation.Sensitivity`.
 
     Returns
     -------
@@ -106,16 +127,42 @@ def select(
     Raises
     ------
     BudgetError : the budget can't be met (says how far it can go), or nothing would change.
-    UsageError : a pattern that matches no group.
+    UsageError : a pattern that matches no group, or the solver of scope "optimal" isn't there.
     """
-    selection = _Selection(structure, offered, scores, request)
+    return select_and_tell(structure, offered, scores, request, errors)[0]
+
+
+def select_and_tell(
+    structure: Structure,
+    offered: Sequence[int],
+    scores: Sequence[NDArray[np.float64]],
+    request: Request,
+    errors: Mapping[int, NDArray[np.float64]] | None = None,
+) -> tuple[list[NDArray[np.bool_]], dict[str, Any]]:
+    """Choose the units that stay, and say what is known of the choice.
+
+    Parameters
+    ----------
+    structure, offered, scores, request, errors : as for `select`.
+
+    Returns
+    -------
+    What `select` returns, and what the plan should say: for scope "optimal" the ``"importance"``
+    (sum of scores) that is ``"kept"``, ``"of"`` how much, the ``"bound"`` that no choice within the
+    budgets exceeds, and the relative ``"gap"`` between the two.
+
+    Raises
+    ------
+    BudgetError, UsageError : as for `select`.
+    """
+    selection = _Selection(structure, offered, scores, request, errors)
     counts = selection.counts()
     keep = [np.ones(g.size, dtype=bool) for g in structure.groups]
     for number in offered:
         keep[number][selection.ranked[number][counts[number] :]] = False
     if all(k.all() for k in keep):
         raise BudgetError("the request would change nothing: " + selection.why_nothing())
-    return keep
+    return keep, selection.facts
 
 
 def least_share(
@@ -155,9 +202,12 @@ class _Selection:
         offered: Sequence[int],
         scores: Sequence[NDArray[np.float64]],
         request: Request,
+        errors: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
         self.structure = structure
         self.request = request
+        self.errors = errors
+        self.facts: dict[str, Any] = {}
         self.sizes = structure.sizes
         # Best first; of equal units the first stay.
         self.ranked = {
@@ -205,13 +255,12 @@ class _Selection:
         rounded = np.maximum(counts // step * step, lowest)
         return np.where((lowest >= sizes) | (counts >= sizes), sizes, rounded)
 
-    def _round_all(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _round_all(self, counts: Counts) -> Counts:
         result = self.start.copy()
         result[self.free] = self._round(self.free, counts[self.free])
         return result
 
-    def _cost(self) -> Cost:
-        budget = self.request.budget
+    def _cost(self, budget: Budget) -> Cost:
         if budget == "amount":
             unit = np.ones(1, dtype=np.int64)
             units = [[Size(0, unit * n, unit)] for n in self.free.tolist()]
@@ -220,33 +269,39 @@ class _Selection:
             "macs": self.structure.macs,
             "params": self.structure.params,
             "bytes": self.structure.bytes,
-        }[budget or "macs"]
+        }[budget]
 
-    def counts(self) -> NDArray[np.int64]:
+    def counts(self) -> Counts:
         """Return how many units each group keeps."""
         if self.request.budget is None:
             return self.start
-        assert self.request.fraction is not None
         if self.request.budget == "amount" and self.request.scope == "local":
+            assert self.request.fraction is not None
             result = self.start.copy()
             for number in self.free.tolist():
                 result[number] = self._kept(number, self.request.fraction)
             return result
-        cost = self._cost()
-        whole = cost.total(self.sizes)
-        share = (
-            1 - self.request.fraction if self.request.budget == "amount" else self.request.fraction
-        )
-        limit = whole * share * (1 + _SLACK)
-        if cost.total(self.least) > limit:
-            raise BudgetError(self._how_far(cost, whole))
+        limits = [self._limit(budget, f) for budget, f in self.request.budgets.items()]
         if not len(self.free):
             return self.start
-        ladder = self._global if self.request.scope == "global" else self._local
-        return self._put_back(cost, limit, ladder(cost, limit))
+        path = self._path()
+        # A step leaves no less than the least, and widths that are allowed.
+        fitting = _first_that_fits(
+            path.steps, lambda step: self._round_all(np.maximum(path.at(step), self.least)), limits
+        )
+        counts = self._put_back(limits, fitting, path)
+        return self._optimal(limits, counts, path) if self.request.scope == "optimal" else counts
 
-    def _how_far(self, cost: Cost, whole: float) -> str:
-        budget, fraction = self.request.budget, self.request.fraction
+    def _limit(self, budget: Budget, fraction: float) -> Limit:
+        """Return a budget as a cost and what it may be at most."""
+        cost = self._cost(budget)
+        whole = cost.total(self.sizes)
+        limit = whole * (1 - fraction if budget == "amount" else fraction) * (1 + _SLACK)
+        if cost.total(self.least) > limit:
+            raise BudgetError(self._how_far(budget, fraction, cost, whole))
+        return cost, limit
+
+    def _how_far(self, budget: Budget, fraction: float, cost: Cost, whole: float) -> str:
         floor = cost.total(self.least) / whole if whole else 1.0
         groups = len(self.scores)
         if budget == "amount":
@@ -263,58 +318,91 @@ class _Selection:
             f"round_to={self.request.step}); `groups` tells what is left whole and why"
         )
 
-    def _global(self, cost: Cost, limit: float) -> NDArray[np.int64]:
-        """Remove units in the order of their scores until the cost is met (bisection)."""
-        # Of equal scores the first group's go first, and of these the last: a stable sort's order.
-        owner = np.repeat(self.free, self.sizes[self.free])
-        score = np.concatenate([self.scores[n][::-1] for n in self.free.tolist()])
-        ranked = owner[np.argsort(score, kind="stable")]
+    def _path(self) -> Path:
+        units = Units(self.sizes, self.free, self.scores)
+        scope = self.request.scope
+        if scope == "local":
+            return allocation.Local(units)
+        if scope == "isomorphic":
+            return allocation.Isomorphic(units, topologies(self.structure))
+        if scope == "erk":
+            return allocation.ErdosRenyi(units, allocation.kernel_densities(self.structure))
+        if scope == "sensitivity":
+            assert self.errors is not None
+            return allocation.Sensitivity(units, self.errors)
+        return allocation.Global(units)
 
-        def at(removed: int) -> NDArray[np.int64]:
-            gone = np.bincount(ranked[:removed], minlength=len(self.sizes))
-            return self._round_all(np.maximum(self.sizes - gone, self.least))
+    def _optimal(self, limits: Sequence[Limit], greedy: Counts, path: Path) -> Counts:
+        """Return the best that the solver finds, or what was found without it if that is better."""
+        widths = {n: self._widths(n) for n in self.free.tolist()}
+        sums = {n: np.append(0.0, np.cumsum(self.scores[n])) for n in self.scores}
+        solution = optimal.solve(
+            widths, {n: sums[n][widths[n]] for n in widths}, self.start, limits
+        )
 
-        return _first_that_fits(len(ranked), at, cost, limit)
+        def importance(counts: Counts) -> float:
+            return float(sum(sums[n][counts[n]] for n in sums))
 
-    def _local(self, cost: Cost, limit: float) -> NDArray[np.int64]:
-        """Remove the same fraction of each group until the cost is met (bisection)."""
-        steps = int(self.sizes[self.free].max()) * 8
+        found = greedy
+        if solution.counts is not None:
+            # A solver's numbers are rounded; budgets are met to the last unit.
+            met = self._take(limits, solution.counts, widths)
+            found = max(greedy, self._put_back(limits, met, path), key=importance)
+        kept = importance(found)
+        fixed = sum(float(sums[n][count]) for n, count in self.fixed.items())
+        bound = max(solution.bound + fixed, kept)
+        self.facts["importance"] = {
+            "kept": kept,
+            "of": importance(self.sizes),
+            "bound": bound,
+            "gap": (bound - kept) / abs(bound) if bound else 0.0,
+        }
+        return found
 
-        def at(step: int) -> NDArray[np.int64]:
-            share = 1 - step / steps
-            wanted = np.floor(self.sizes * share + _SLACK).astype(np.int64)
-            return self._round_all(np.maximum(wanted, self.least))
+    def _widths(self, number: int) -> Counts:
+        """Return the widths that a group may have, ascending."""
+        least, size, step = int(self.least[number]), int(self.sizes[number]), self.steps[number]
+        return np.append(np.arange(least, size, step, dtype=np.int64), size)
 
-        return _first_that_fits(steps, at, cost, limit)
-
-    def _put_back(self, cost: Cost, limit: float, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return removed units, best first, while one still fits in the budget."""
+    def _take(
+        self, limits: Sequence[Limit], counts: Counts, widths: Mapping[int, Counts]
+    ) -> Counts:
+        """Take the least important units until every budget is met."""
         counts = counts.copy()
-        tally = Tally(cost, counts)
-        queue = [
-            (self._turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]
-        ]
-        heapq.heapify(queue)
-        while queue:
-            _, n = heapq.heappop(queue)
-            step = int(self.steps[n])
-            units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
-            # What is left of the budget only shrinks, and what a unit costs only grows with the
-            # others: a group whose next unit doesn't fit is done.
-            if tally.increase(n, units) > limit - tally.total:
-                continue
-            tally.add(n, units)
-            counts[n] += units
-            if counts[n] < self.sizes[n]:
-                heapq.heappush(queue, (self._turn(n, counts), n))
+        while any(cost.total(counts) > limit for cost, limit in limits):
+            below = {
+                n: int(w[np.searchsorted(w, counts[n]) - 1])
+                for n, w in widths.items()
+                if counts[n] > w[0]
+            }
+            n = min(below, key=lambda n: float(self.scores[n][below[n] : counts[n]].sum()))
+            counts[n] = below[n]
         return counts
 
-    def _turn(self, number: int, counts: NDArray[np.int64]) -> float:
-        """Return what tells which group gets its next unit back first: the one with the least."""
-        if self.request.scope == "local":
-            # The group that lost most, relative to its size.
-            return float(counts[number] / self.sizes[number])
-        return -float(self.scores[number][counts[number]])
+    def _put_back(self, limits: Sequence[Limit], counts: Counts, path: Path) -> Counts:
+        """Return removed units, in the order of a path, while one still fits in the budgets."""
+        counts = counts.copy()
+        tallies = [(Tally(cost, counts), limit) for cost, limit in limits]
+        queue = [(path.turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]]
+        heapq.heapify(queue)
+        while queue:
+            turn, n = heapq.heappop(queue)
+            if path.turn(n, counts) > turn:
+                # Other groups' units changed its place.
+                heapq.heappush(queue, (path.turn(n, counts), n))
+                continue
+            step = int(self.steps[n])
+            units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
+            # What is left of a budget only shrinks, and what a unit costs only grows with the
+            # others: a group whose next unit doesn't fit is done.
+            if any(tally.increase(n, units) > limit - tally.total for tally, limit in tallies):
+                continue
+            for tally, _ in tallies:
+                tally.add(n, units)
+            counts[n] += units
+            if counts[n] < self.sizes[n]:
+                heapq.heappush(queue, (path.turn(n, counts), n))
+        return counts
 
     def why_nothing(self) -> str:
         """Return why no unit would go."""
@@ -332,14 +420,13 @@ def _width(group: Group) -> int:
     return min((member.indices.shape[1] for member in group.members), default=1)
 
 
-def _first_that_fits(
-    last: int, at: Callable[[int], NDArray[np.int64]], cost: Cost, limit: float
-) -> NDArray[np.int64]:
-    """Return `at` the smallest step whose cost is within the limit; costs fall with the step."""
+def _first_that_fits(last: int, at: Callable[[int], Counts], limits: Sequence[Limit]) -> Counts:
+    """Return `at` the smallest step whose costs are within the limits; costs fall with the step."""
     low, high = 0, last
     while low < high:
         middle = (low + high) // 2
-        if cost.total(at(middle)) <= limit:
+        counts = at(middle)
+        if all(cost.total(counts) <= limit for cost, limit in limits):
             high = middle
         else:
             low = middle + 1

@@ -199,6 +199,7 @@ def _prune(commands: Any) -> None:
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5\n"
         "  onnxjl prune net.onnx -o small.onnx --latency 0.5\n"
         "  onnxjl prune net.onnx -o small.onnx --amount 0.3 --scope local --ignore 'head*'\n"
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --params 0.6 --scope optimal\n"
         "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz\n"
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz\n"
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --engine flux --criterion taylor \\\n"
@@ -206,7 +207,9 @@ def _prune(commands: Any) -> None:
     )
     _model(command)
     _output(command)
-    budget = command.add_argument_group("budget (exactly one, or --amount-for alone)")
+    budget = command.add_argument_group(
+        "budget (exactly one, several with --scope optimal, or --amount-for alone)"
+    )
     for name, help_ in (
         ("macs", "keep this fraction of the multiply–accumulates"),
         ("params", "keep this fraction of the parameters"),
@@ -235,8 +238,12 @@ def _prune(commands: Any) -> None:
     choice.add_argument(
         "--scope",
         default="global",
-        choices=("global", "local"),
-        help="rank all units together, or take the same share of each group (default: global)",
+        choices=("global", "local", "isomorphic", "erk", "sensitivity", "optimal"),
+        help="global: rank all units together; local: take the same share of each group; "
+        "isomorphic: rank within groups of the same topology; erk: keep densities of an "
+        "Erdős–Rényi kernel; sensitivity: raise the outputs' error by the same in each group, "
+        "measured on --data; optimal: keep the largest sum of scores, by integer programming "
+        "(default: global)",
     )
     choice.add_argument(
         "--aggregation",
@@ -252,8 +259,8 @@ def _prune(commands: Any) -> None:
     choice.add_argument(
         "--data",
         metavar="FILE.npz",
-        help="samples for criteria and for fine-tuning: arrays named as the model's inputs, labels "
-        "as 'target'",
+        help="samples for criteria, for --scope sensitivity and for fine-tuning: arrays named as "
+        "the model's inputs, labels as 'target'",
     )
     choice.add_argument(
         "--round-to",

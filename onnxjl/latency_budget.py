@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxjl.budget import Request, least_share, select
+from onnxjl.budget import Budget, Request, least_share, select_and_tell
 from onnxjl.errors import BudgetError
 from onnxjl.graph import Graph
 from onnxjl.inputs import random_inputs
@@ -55,7 +57,8 @@ def select_by_latency(
     request: Request,
     cut: Callable[[Keep], Graph],
     inputs: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Keep, Trial]:
+    errors: Mapping[int, NDArray[np.float64]] | None = None,
+) -> tuple[Keep, Trial, dict[str, Any]]:
     """Choose the units that stay, so that the network keeps a share of its latency.
 
     Candidates with different shares of the MACs are cut and measured in onnxruntime, on one thread,
@@ -63,14 +66,16 @@ def select_by_latency(
 
     Parameters
     ----------
-    structure, offered, scores : as for `onnxjl.budget.select`.
-    request : the share of the latency to keep, and how units are chosen.
+    structure, offered, scores, errors : as for `onnxjl.budget.select`.
+    request : the share of the latency to keep, and how units are chosen; further budgets hold for
+        every candidate.
     cut : makes the smaller network from the units that stay.
     inputs : what to measure with; random ones if not given.
 
     Returns
     -------
-    For every group of the structure, (units,) bool, and what was measured with them.
+    For every group of the structure, (units,) bool, what was measured with them, and what
+    `onnxjl.budget.select_and_tell` says of them.
 
     Raises
     ------
@@ -81,20 +86,28 @@ def select_by_latency(
     graph = structure.graph
     feeds = random_inputs(graph) if inputs is None else inputs
 
-    def keep(share: float) -> Keep:
-        asked = replace(request, budget="macs", fraction=share)
-        return select(structure, offered, scores, asked)
+    further: dict[Budget, float] = dict(request.further)
+    further.pop("macs", None)
+    most = request.further.get("macs", 1.0)
+
+    # A solver that runs out of time may not find the same again: what was measured is kept.
+    @cache
+    def chosen(share: float) -> tuple[Keep, dict[str, Any]]:
+        asked = replace(request, budget="macs", fraction=share, further=further)
+        return select_and_tell(structure, offered, scores, asked, errors)
 
     def race(share: float) -> tuple[float, float]:
-        before, after = measure_pair(graph, cut(keep(share)), feeds, seconds=SECONDS)
+        keep, _ = chosen(share)
+        before, after = measure_pair(graph, cut(keep), feeds, seconds=SECONDS)
         return before.median_ms, after.median_ms
 
     floor = least_share(structure, offered, scores, request)
-    trial = search(race, request.fraction, floor)
-    return keep(trial.macs), trial
+    trial = search(race, request.fraction, floor, most)
+    keep, facts = chosen(trial.macs)
+    return keep, trial, facts
 
 
-def search(race: Race, fraction: float, floor: float) -> Trial:
+def search(race: Race, fraction: float, floor: float, most: float = 1.0) -> Trial:
     """Find the largest share of MACs whose network is fast enough.
 
     Parameters
@@ -102,6 +115,7 @@ def search(race: Race, fraction: float, floor: float) -> Trial:
     race : measures a candidate.
     fraction : of the original's latency to keep, in (0, 1).
     floor : the smallest share of MACs that there is, in [0, 1].
+    most : the largest share of MACs that other budgets leave, in (0, 1].
 
     Returns
     -------
@@ -119,7 +133,7 @@ def search(race: Race, fraction: float, floor: float) -> Trial:
     lowest = floor * (1 + 1e-9) + 1e-9
     slow: Trial | None = None
     fast: Trial | None = None
-    share = max(fraction, lowest)
+    share = min(max(fraction, lowest), most)
     with Progress("measuring candidates") as bar:
         for _ in range(_TRIALS):
             bar.step(f"{share:.0%} of the MACs")
@@ -134,7 +148,7 @@ def search(race: Race, fraction: float, floor: float) -> Trial:
                     break
             if fast is not None and slow is not None and slow.macs - fast.macs <= _NARROW:
                 break
-            share = _next(fast, slow, fraction, lowest)
+            share = min(_next(fast, slow, fraction, lowest), most)
             if share in {each.macs for each in (fast, slow) if each is not None}:
                 break
     if fast is None:

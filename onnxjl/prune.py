@@ -17,6 +17,7 @@ from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
+from onnxjl.optimal import check_solver
 from onnxjl.plan import Plan, apply
 from onnxjl.recovery import Recovery, check_request
 from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
@@ -57,7 +58,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
 ) -> Graph | FluxModel:
     """Remove the least important units of a network until it meets a budget.
 
-    Exactly one budget is given; `amount_for` may stand alone.
+    Exactly one budget is given, or several for scope "optimal"; `amount_for` may stand alone.
 
     Parameters
     ----------
@@ -68,7 +69,11 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         measured while units are chosen.
     criterion : name of a criterion, or a function ``f(group, weights) -> (units,) scores``, larger
         is more important; for a Flux model also a Julia function of an ``OnnxJL.Group``.
-    scope : "global" ranks the units of all groups together, "local" takes the same share of each.
+    scope : "global" ranks the units of all groups together, "local" takes the same share of each,
+        "isomorphic" ranks within groups of the same topology and takes the same share of each such
+        class, "erk" keeps densities of an Erdős–Rényi kernel, "sensitivity" lets each group raise
+        the error of the outputs by the same, measured on `data` (else `inputs`, else random ones);
+        "optimal" keeps the largest sum of scores that its budgets leave, by integer programming.
     aggregation : how scores of a group's weights become one: "mean", "sum" or "max".
     normalization : what a group's scores are divided by: its "mean", its "max", or "none"; by
         default the criterion's own, which is "mean" for most.
@@ -80,7 +85,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     min_units : units that every group keeps.
     granularity : "channel", "head" or "head-dim"; see `groups`.
     allow_inexact : whether to prune groups whose removal changes statistics taken over them.
-    data : inputs for criteria that need them; see `onnxjl.data.batches`.
+    data : inputs for criteria and for the scope "sensitivity"; see `onnxjl.data.batches`.
     inputs : one array for each input, to measure `latency` with; random ones if not given.
     seed : of the criterion "random".
     recover : "refit" (every layer solved anew for the original's outputs) or "bn" (statistics of
@@ -98,7 +103,8 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     Raises
     ------
     BudgetError : the budget can't be met (says how far it can go), or nothing would change.
-    UsageError : an unknown criterion, pattern, option, or not exactly one budget.
+    UsageError : an unknown criterion, pattern, option, not exactly one budget, or scope "optimal"
+        without scipy.
     WeightError : a weight to be scored isn't finite.
     DataError, ModelError : `data` don't fit, or onnxruntime can't run what is to be measured.
     """
@@ -107,13 +113,19 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         for name, value in zip(BUDGETS, (amount, macs, params, bytes, latency), strict=True)
         if value is not None
     }
-    if len(given) > 1 or (not given and not amount_for):
+    if (len(given) > 1 and scope != "optimal") or (not given and not amount_for):
+        several = "; scope='optimal' takes several" if given else ""
         raise UsageError(
-            f"give exactly one of {', '.join(BUDGETS)}, not {', '.join(given) or 'none'}"
+            f"give exactly one of {', '.join(BUDGETS)}, not {', '.join(given) or 'none'}{several}"
         )
+    if scope == "optimal":
+        check_solver()
+    # Latency is measured; what is counted besides holds for every network that is measured.
+    budget: Budget | None = "latency" if latency is not None else next(iter(given), None)
     request = Request(
-        budget=next(iter(given), None),
-        fraction=next(iter(given.values()), None),
+        budget=budget,
+        fraction=None if budget is None else given[budget],
+        further={name: value for name, value in given.items() if name != budget},
         scope=scope,
         amount_for=amount_for,
         round_to=(1 if latency is None else AUTO) if round_to is None else round_to,
@@ -148,7 +160,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     def cut(kept: Sequence[NDArray[np.bool_]]) -> Graph:
         return apply(graph, structure.plan(kept, request={}))
 
-    keep, facts = choose(structure, offered, scores, request, cut=cut, inputs=inputs)
+    keep, facts = choose(structure, offered, scores, request, cut=cut, inputs=inputs, data=data)
     asked: dict[str, Any] = {
         **{str(name): value for name, value in given.items()},
         "amount_for": dict(amount_for or {}),

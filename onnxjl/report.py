@@ -303,7 +303,7 @@ def _advice_on_widths(changes: Sequence[Change], request: Mapping[str, Any]) -> 
 
 
 def _on_measurements(request: Mapping[str, Any]) -> list[str]:
-    """What was measured while units were chosen."""
+    """What was measured, or proven, while units were chosen."""
     notes = []
     if "round_to_asked" in request:
         notes.append(
@@ -316,6 +316,12 @@ def _on_measurements(request: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"latency predicted: {quantity(after, 'ms')} of {quantity(before, 'ms')} "
             f"({after / before:.0%}), as measured while units were chosen"
+        )
+    if "importance" in request:
+        found = request["importance"]
+        notes.append(
+            f"--scope optimal: {found['kept']:.5g} of the importance {found['of']:.5g} is kept; no "
+            f"choice within the budgets keeps more than {found['bound']:.5g}"
         )
     return notes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from onnxjl import cli
+from onnxjl.budget import SCOPES
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
@@ -45,7 +46,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         ("prune --mac", {"--macs"}),
         ("prune --criterion f", {"fisher", "fpgm"}),
         ("sparsify --criterion s", {"sparsegpt"}),
-        ("prune net.onnx --macs 0.5 --scope ", {"global", "local"}),
+        ("prune net.onnx --macs 0.5 --scope ", set(SCOPES)),
         ("prune ne", {"net.onnx", "nest.npz", "nets"}),
         ("prune net.onnx -o net.", {"net.onnx"}),
         ("apply net.onnx nes", {"nest.npz"}),
