@@ -32,6 +32,9 @@ from onnxjl.rounds import Original, Round, rewound
 from onnxjl.rounds_folder import Folder, settled
 from onnxjl.schedule import Schedule
 from onnxjl.schedule import get as get_schedule
+from onnxjl.sparsity import registry as sparsity_criteria
+from onnxjl.sparsity.budget import SCOPES, share
+from onnxjl.sparsity.sparsify import sparsify
 
 if TYPE_CHECKING:
     import pandas
@@ -44,10 +47,12 @@ FORMAT = 1
 
 _NETWORKS = ("model", "early")
 _DATA = ("data", "validate", "calibration")
-_COUNTED: tuple[Budget, ...] = ("amount", "macs", "params", "bytes")
+Sparsity = Literal["sparsity"]
+SPARSITY: Sparsity = "sparsity"
+_COUNTED: tuple[Budget | Sparsity, ...] = ("amount", "macs", "params", "bytes", SPARSITY)
 # What an experiment says itself, and what would be measured anew in every run.
 _NOT_FOR_PRUNE = {"model", *BUDGETS, "amount_for", "criterion", "data", "inputs", "seed"}
-_NOT_FOR_PRUNE |= {"recover", "calibration"}
+_NOT_FOR_PRUNE |= {"recover", "calibration", "pattern"}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,8 +67,12 @@ class Experiment:
     model : whatever `onnxjl.load` takes.
     amount, macs, params, bytes : exactly one budget, as for `onnxjl.prune`: what the last round
         leaves.
-    criterion : as for `onnxjl.prune`; units are scored anew in each round.
-    pruning : further options of `onnxjl.prune`, such as ``scope`` or ``round_to``.
+    sparsity : instead of these, the fraction of single weights that are zero in the end, as
+        `onnxjl.sparsify` has ``amount``.
+    criterion : as for `onnxjl.prune`, by default "l2", or for `sparsity` as for `onnxjl.sparsify`,
+        "magnitude". Units, or weights, are scored anew in each round.
+    pruning : further options of `onnxjl.prune`, such as ``scope`` or ``round_to``, or of
+        `onnxjl.sparsify`.
     schedule : "one-shot", "linear", "cubic" or "geometric", or a schedule of `onnxjl.schedule`.
     rounds : number of rounds.
     recover, calibration : recovery after each round, as for `onnxjl.prune`.
@@ -89,7 +98,8 @@ class Experiment:
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
-    criterion: str | Callable[..., Any] = "l2"
+    sparsity: float | None = None
+    criterion: str | Callable[..., Any] | None = None
     pruning: Mapping[str, Any] = field(default_factory=dict)
     schedule: str | Schedule = "one-shot"
     rounds: int | None = None
@@ -106,7 +116,7 @@ class Experiment:
         if not isinstance(self.pruning, Mapping):
             raise UsageError(f"pruning={self.pruning!r}: options by name are needed")
         budget, fraction = self.budget
-        get_schedule(self.schedule, self.rounds).fractions(budget, fraction)
+        get_schedule(self.schedule, self.rounds).fractions(_counted_as(budget), fraction)
         self._check_pruning(budget, fraction)
         if self.recover is not None:
             recovery.check_request(self.recover, self.calibration)
@@ -114,13 +124,17 @@ class Experiment:
             raise UsageError("calibration= is for recovery: give recover='refit' or 'bn'")
         self._check_rewinding()
 
-    def _check_pruning(self, budget: Budget, fraction: float) -> None:
-        known = inspect.signature(prune).parameters
+    def _check_pruning(self, budget: Budget | Sparsity, fraction: float) -> None:
+        function: Callable[..., Any] = sparsify if budget == SPARSITY else prune
+        known = inspect.signature(function).parameters
         for name in self.pruning:
             if name not in known:
-                raise UsageError(f"pruning: prune has no option '{name}'")
+                raise UsageError(f"pruning: {function.__name__} has no option '{name}'")
             if name in _NOT_FOR_PRUNE:
                 raise UsageError(f"pruning: '{name}' can't be given here")
+        if budget == SPARSITY:
+            self._check_sparsity()
+            return
         if self.pruning.get("round_to") == AUTO:
             raise UsageError(
                 "pruning: round_to='auto' is measured on this machine; an experiment that can be "
@@ -130,7 +144,23 @@ class Experiment:
             k: self.pruning[k] for k in ("scope", "round_to", "min_units") if k in self.pruning
         }
         Request(budget=budget, fraction=fraction, **chosen)
-        criteria.get(self.criterion, gradients=False)
+        scope = self.pruning.get("scope", "global")
+        if budget == "amount" and scope not in ("global", "local") and len(self.fractions) > 1:
+            raise UsageError(
+                f"an amount with scope '{scope}' is none of the original's after the first round; "
+                "give macs=, params= or bytes="
+            )
+        criteria.get(self._criterion, gradients=False)
+
+    def _check_sparsity(self) -> None:
+        sparsity_criteria.get(self._criterion)
+        if (scope := self.pruning.get("scope")) is not None and scope not in SCOPES:
+            raise UsageError(unknown("scope", scope, SCOPES))
+        if self.recover is not None:
+            raise UsageError(
+                "recover= is for units that were removed; with sparsity= criterion 'sparsegpt' "
+                "makes up for what goes"
+            )
 
     def _check_rewinding(self) -> None:
         if self.rewind is None:
@@ -145,8 +175,10 @@ class Experiment:
             raise UsageError("rewind='weights' would undo recover=; give one of them")
 
     @property
-    def budget(self) -> tuple[Budget, float]:
-        """What is budgeted, and the fraction that the last round leaves or, of an amount, removes.
+    def budget(self) -> tuple[Budget | Sparsity, float]:
+        """What is budgeted, and the fraction that the last round leaves.
+
+        Of an amount and of sparsity it is what the rounds remove.
 
         Raises
         ------
@@ -165,7 +197,14 @@ class Experiment:
     @property
     def fractions(self) -> tuple[float, ...]:
         """What the budget is after each round."""
-        return get_schedule(self.schedule, self.rounds).fractions(*self.budget)
+        budget, fraction = self.budget
+        return get_schedule(self.schedule, self.rounds).fractions(_counted_as(budget), fraction)
+
+    @property
+    def _criterion(self) -> str | Callable[..., Any]:
+        if self.criterion is not None:
+            return self.criterion
+        return "l2" if self.sparsity is None else "magnitude"
 
     def run(self, path: str | os.PathLike[str] | None = None) -> Result:
         """Go through the rounds.
@@ -319,6 +358,7 @@ class Result:
             "asked": self.experiment.budget[0],
             "macs_kept": "MACs kept",
             "params_kept": "parameters kept",
+            "sparsity": "zeros",
             "accuracy_after_pruning": "after pruning",
             "accuracy_after_recovery": "after recovery",
             "accuracy": "accuracy",
@@ -333,8 +373,14 @@ class Result:
 
     @property
     def plan(self) -> Plan:
-        """The edits of all rounds together."""
-        assert self.model.plan is not None
+        """The edits of all rounds together.
+
+        Raises
+        ------
+        UsageError : no unit was removed, but single weights.
+        """
+        if self.model.plan is None:
+            raise UsageError("a sparse network has no plan; result.model.masks has what is left")
         return self.model.plan
 
     @property
@@ -411,7 +457,9 @@ class _Run:
             if folder is not None and done > 0:
                 graph = folder.network(done, self.source)
             assert graph is not None
-            original = Original.of(self.source, **self._said_of_groups())
+            original = None
+            if self.experiment.sparsity is None:
+                original = Original.of(self.source, **self._said_of_groups())
             for number, fraction in enumerate(asked[len(rounds) :], start=len(rounds) + 1):
                 bar.step(f"round {number} of {len(asked)}")
                 graph, finished = self._round(original, graph, number, fraction)
@@ -438,12 +486,15 @@ class _Run:
         return baseline
 
     def _round(
-        self, original: Original, graph: Graph, number: int, fraction: float
+        self, original: Original | None, graph: Graph, number: int, fraction: float
     ) -> tuple[Graph, Round]:
         """Make one round; return its network, and what it did."""
         start = time.perf_counter()
         experiment = self.experiment
-        small = self._pruned(original, graph, number, fraction)
+        if original is None:
+            small = self._sparse(graph, number, fraction)
+        else:
+            small = self._pruned(original, graph, number, fraction)
         pruned = now = self._accuracy(small)
         recovered = None
         if experiment.recover is not None:
@@ -459,6 +510,7 @@ class _Run:
             asked=fraction,
             macs_kept=small.macs / whole.macs,
             params_kept=small.params / whole.params,
+            sparsity=_zeros(small) if original is None else None,
             accuracy_after_pruning=pruned,
             accuracy_after_recovery=recovered,
             accuracy=now,
@@ -472,6 +524,7 @@ class _Run:
     def _pruned(self, original: Original, graph: Graph, number: int, fraction: float) -> Graph:
         """Remove what this round's budget wants."""
         budget, _ = self.experiment.budget
+        assert budget != SPARSITY
         scope = self.experiment.pruning.get("scope", "global")
         try:
             asked = original.request(graph, budget, fraction, scope)
@@ -485,6 +538,26 @@ class _Run:
         request = {**found.plan.request, budget: fraction, "amount_for": {}, "round": number}
         return settled(replace(found, plan=replace(found.plan, request=request)))
 
+    def _sparse(self, graph: Graph, number: int, fraction: float) -> Graph:
+        """Set as many weights to zero as this round's budget wants."""
+        experiment = self.experiment
+        masks = graph.masks.values()
+        zeros, size = sum(int((~m).sum()) for m in masks), sum(m.size for m in masks)
+        if masks and share(fraction, size) <= zeros:
+            return graph
+        try:
+            sparse = sparsify(
+                graph,
+                amount=fraction,
+                criterion=experiment._criterion,
+                data=experiment.data,
+                seed=experiment.seed,
+                **experiment.pruning,
+            )
+        except BudgetError as error:
+            raise BudgetError(f"round {number}: {error}") from error
+        return settled(sparse)
+
     def _cut(self, graph: Graph, asked: Mapping[str, Any]) -> Graph:
         """Prune a network as is asked of this round."""
         experiment = self.experiment
@@ -492,7 +565,7 @@ class _Run:
             graph,
             **experiment.pruning,
             **asked,
-            criterion=experiment.criterion,
+            criterion=experiment._criterion,
             data=experiment.data,
             seed=experiment.seed,
         )
@@ -512,6 +585,17 @@ def _cell(name: str, value: float | None) -> str:
 
 def _normalized(model: Source) -> Graph:
     return normalize(load(model))
+
+
+def _counted_as(budget: Budget | Sparsity) -> Budget:
+    """The kind of budget whose fractions go as those of another do."""
+    return "amount" if budget == SPARSITY else budget
+
+
+def _zeros(graph: Graph) -> float:
+    """Fraction of zeros in the weights that have masks."""
+    masks = graph.masks.values()
+    return float(sum((~mask).sum() for mask in masks) / sum(mask.size for mask in masks))
 
 
 def _network_record(model: Any, graph: Graph) -> dict[str, str]:

@@ -13,6 +13,7 @@ from onnxjl.budget import Budget, alone
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.plan import Plan, apply
+from onnxjl.sparsity.sparsify import mask
 from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
 
 # Fractions are floats: what is above a limit by less than this is within it.
@@ -28,6 +29,7 @@ class Round:
     number : from 1.
     asked : fraction of the original that was asked for: kept, or removed for "amount".
     macs_kept, params_kept : fractions of the original's.
+    sparsity : fraction of zeros in the weights that have masks; None where units were removed.
     accuracy_after_pruning, accuracy_after_recovery : fractions of the validation samples; None
         where there are none, or the step wasn't taken.
     accuracy : that of the network which the round ends with.
@@ -38,6 +40,7 @@ class Round:
     asked: float
     macs_kept: float
     params_kept: float
+    sparsity: float | None
     accuracy_after_pruning: float | None
     accuracy_after_recovery: float | None
     accuracy: float | None
@@ -160,7 +163,7 @@ class Original:
 
 
 def rewound(graph: Graph, early: Graph) -> Graph:
-    """Return a pruned network with the values that another state of its original has there.
+    """Return a pruned or sparse network with the values that another state of its original has.
 
     Source: Frankle & Carbin 2019, "The Lottery Ticket Hypothesis", section 1, step 4; to a state
     after some training, Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
@@ -168,21 +171,21 @@ def rewound(graph: Graph, early: Graph) -> Graph:
 
     Parameters
     ----------
-    graph : the pruned network, with its plan and source.
-    early : a normalized network with the source's structure.
+    graph : the pruned network, with its plan and source, or one with masks.
+    early : a normalized network with the original's structure.
 
     Raises
     ------
     UsageError : `early` is another network.
     """
-    assert graph.plan is not None
-    assert graph.source is not None
-    ours, theirs = (_shapes(each) for each in (graph.source, early))
+    ours, theirs = (_shapes(each) for each in (graph.source or graph, early))
     if other := [name for name in ours if theirs.get(name) != ours[name]]:
         raise UsageError(
             f"weights can't be rewound to another network: '{other[0]}' has shape "
             f"{ours[other[0]]}, and in the early one {theirs.get(other[0], 'is missing')}"
         )
+    if graph.plan is None:
+        return replace(mask(early, graph.masks), path=graph.path, shapes=graph.shapes)
     cut = apply(early, replace(graph.plan, source_graph=early, fingerprint=None))
     return replace(cut, plan=graph.plan, source=graph.source, path=graph.path)
 

@@ -111,7 +111,7 @@ class Folder:
         Parameters
         ----------
         number : of the round.
-        source : what its plan refers to, if it was pruned.
+        source : the network before the first round, which a plan refers to.
         """
         folder = self._of(number)
         if not (folder / NETWORK).is_file():
@@ -119,11 +119,14 @@ class Folder:
         graph = replace(load(folder / NETWORK), normalized=True)
         if source is None:
             return graph
+        graph = replace(graph, shapes=source.shapes)
+        if not (folder / PLAN).is_file():
+            return graph
         plan = Plan.load(folder / PLAN)
         if plan.source["sha256"] != source.fingerprint:
             raise DataError(f"{folder / PLAN}: was made for another network than this experiment's")
         plan = replace(plan, source_graph=source, fingerprint=None, opset=None)
-        return replace(graph, plan=plan, source=source, shapes=source.shapes)
+        return replace(graph, plan=plan, source=source)
 
     def finish(self, number: int, record: Mapping[str, Any], graph: Graph | None) -> None:
         """Keep what a round leaves, all at once.

@@ -26,6 +26,7 @@ from onnxjl.structure import analyze
 NETWORK = Path(__file__).parent / "models" / "mnist-resnet14.onnx"
 LABELLED = NETWORK.with_suffix(".test.npz")
 CALIBRATION = NETWORK.with_suffix(".calib.npz")
+SPARSE = {"macs": None, "sparsity": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,24 @@ def test_one_round_is_prune(budget):
     small = onnxjl.prune(NETWORK, **{budget: 0.4}, criterion="lamp")
     assert found.plan == small.plan
     assert same(found.model, small)
+
+
+@pytest.mark.parametrize("scope", ["isomorphic", "erk", "sensitivity", "optimal"])
+def test_every_scope_meets_the_budget_of_the_original(scope):
+    model = convolutions(batch="n")
+    data = np.random.default_rng(0).normal(size=(8, 3, 6, 6)).astype(np.float32)
+    found = Experiment(
+        model=model,
+        params=0.5,
+        schedule="linear",
+        rounds=2,
+        pruning={"scope": scope},
+        data=data,
+    ).run()
+    original = onnxjl.normalize(onnxjl.load(model))
+    for each, fraction in zip(found.rounds, (0.75, 0.5), strict=True):
+        assert 0.7 * fraction < each.params_kept <= fraction
+    assert onnxjl.apply(original, found.plan).params == found.model.params
 
 
 @pytest.mark.parametrize("name", ["linear", "cubic", "geometric"])
@@ -216,6 +235,56 @@ def test_rewound_weights_are_the_early_ones_at_the_kept_indices():
 def test_another_network_to_rewind_to():
     with pytest.raises(UsageError, match=r"rewound to another network: '.*' has shape"):
         Experiment(model=NETWORK, macs=0.5, rewind="weights", early=convolutions()).run()
+
+
+@pytest.mark.parametrize("rewind", [None, "weights"])
+def test_single_weights_go_in_rounds(rewind, tmp_path):
+    original = onnxjl.normalize(onnxjl.load(NETWORK))
+    early = early_state(original)
+    experiment = Experiment(
+        model=original,
+        sparsity=0.9,
+        schedule="geometric",
+        rounds=2,
+        pruning={"scope": "local"},
+        rewind=rewind,
+        early=None if rewind is None else early,
+    )
+    found = experiment.run(tmp_path)
+    # Each round keeps √0.1 of what is left, of each layer.
+    first = onnxjl.sparsify(original, amount=1 - 0.1**0.5, scope="local")
+    if rewind is not None:
+        first = onnxjl.mask(early, first.masks)
+    second = onnxjl.sparsify(first, amount=0.9, scope="local")
+    masks = second.masks
+    assert {n: m.tolist() for n, m in found.model.masks.items()} == {
+        n: m.tolist() for n, m in masks.items()
+    }
+    for name, mask in masks.items():
+        kept = original if rewind is None else early
+        assert np.array_equal(found.model.weight(name), np.where(mask, kept.weight(name), 0))
+        assert not (mask & ~first.masks[name]).any()
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    assert found.rounds[-1].sparsity == zeros / sum(mask.size for mask in masks.values())
+    assert found.rounds[-1].sparsity == pytest.approx(0.9, abs=1e-3)
+    assert found.rounds[-1].macs_kept == 1
+    os.rename(tmp_path / "round-002", tmp_path / "gone")
+    assert same(experiment.run(tmp_path).model, found.model)
+    with pytest.raises(UsageError, match="a sparse network has no plan"):
+        found.plan  # noqa: B018
+
+
+def test_a_round_that_makes_no_weight_zero_more_changes_nothing():
+    text = "g (float[N, 6] x) => (y) { a = Gemm (x, w) b = Relu (a) y = Gemm (b, v) }"
+    found = Experiment(
+        model=network(text, {"w": (6, 3), "v": (3, 2)}),
+        sparsity=0.5,
+        schedule="linear",
+        rounds=20,
+    ).run()
+    zeros = [round(24 * each.sparsity) for each in found.rounds]
+    # 24 weights, of which a half goes in twenty steps, each rounded to the nearest number.
+    assert zeros == [int(0.6 * number + 0.5) for number in range(1, 21)]
 
 
 def options(few, inputs):
@@ -430,8 +499,16 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"macs": None}, "exactly one of amount, macs, params, bytes, not none"),
-        ({"params": 0.5}, "exactly one of amount, macs, params, bytes, not macs, params"),
+        ({"macs": None}, "exactly one of amount, macs, params, bytes, sparsity, not none"),
+        ({"params": 0.5}, "exactly one of amount, macs, .*, sparsity, not macs, params"),
+        ({**SPARSE, "criterion": "l2"}, "no criterion for single weights 'l2'"),
+        ({**SPARSE, "pruning": {"round_to": 2}}, "pruning: sparsify has no option 'round_to'"),
+        ({**SPARSE, "pruning": {"pattern": "2:4"}}, "pruning: 'pattern' can't be given here"),
+        ({**SPARSE, "pruning": {"scope": "some"}}, "no scope 'some'; there are global, local, erk"),
+        (
+            {**SPARSE, "recover": "bn", "calibration": CALIBRATION},
+            "recover= is for units that were removed; with sparsity= criterion 'sparsegpt'",
+        ),
         ({"macs": "half"}, "macs must be a fraction between 0 and 1, not 'half'"),
         ({"pruning": 3}, "pruning=3: options by name are needed"),
         ({"macs": 1.5}, "a schedule leads from 0 removed to more, below 1; came -0.5"),
@@ -444,6 +521,16 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
         ({"pruning": {"scope": "some"}}, "no scope 'some'"),
         ({"pruning": {"latency": 0.5}}, "pruning: 'latency' can't be given here"),
         ({"pruning": {"round_to": "auto"}}, "round_to='auto' is measured on this machine"),
+        (
+            {
+                "macs": None,
+                "amount": 0.5,
+                "pruning": {"scope": "isomorphic"},
+                "schedule": "linear",
+                "rounds": 2,
+            },
+            "an amount with scope 'isomorphic' is none of the original's after the first round",
+        ),
         ({"recover": "refit"}, "recovery by 'refit' needs inputs"),
         ({"recover": "heal", "calibration": 1}, "no recovery 'heal'"),
         ({"calibration": CALIBRATION}, "calibration= is for recovery"),
