@@ -6,10 +6,12 @@ import tracemalloc
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import small_networks as small
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from oracle import run
 
 from onnxjl import criteria
 from onnxjl.errors import DataError, ModelError, UsageError
@@ -142,7 +144,63 @@ def test_a_group_that_no_contraction_consumes_has_l2_brought_to_the_mean_of_the_
         np.testing.assert_allclose(scores[0], norms / norms.mean() * mean, rtol=1e-12)
 
 
-@pytest.mark.parametrize("criterion", STATISTICS)
+def low_rank(count: int) -> np.ndarray:
+    """Images of rank 0 to 6, so that ranks of feature maps differ."""
+    random = np.random.default_rng(4)
+    images = np.zeros((count, 3, 6, 6), np.float32)
+    for n in range(count):
+        rank = n % 4
+        images[n] = random.standard_normal((3, 6, rank)) @ random.standard_normal((3, rank, 6))
+    return images
+
+
+def test_ranks_of_feature_maps():
+    proto = small.convolutions(batch="N")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "first.weight":  # 1×1 within 3×3: ranks stay, but for the ReLU.
+            array = np.zeros((8, 3, 3, 3), np.float32)
+            array[:, :, 1, 1] = np.random.default_rng(1).standard_normal((8, 3))
+            array[0] = 0
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    graph = normalize(load(proto))
+    groups = analyze(graph).groups
+    x = low_rank(37)
+    found = criteria.score(graph, groups, "hrank", data=x, normalization="none")
+    maps = onnxruntime_value(graph, "c", x)
+    expected = [np.mean([np.linalg.matrix_rank(m) for m in maps[:, unit]]) for unit in range(8)]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+    assert found[0][0] <= 1 < found[0].max() < 6
+    # What the last layer consumes are single numbers: of rank 1 where they aren't zero.
+    features = onnxruntime_value(graph, "f", x)
+    np.testing.assert_allclose(found[1], (features != 0).mean(axis=0), rtol=1e-12)
+
+
+def onnxruntime_value(graph, name: str, x: np.ndarray) -> np.ndarray:
+    probe = ir.to_proto(graph.model)
+    del probe.graph.output[:]
+    probe.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return run(probe, {"x": x})[name]
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_maps_of_one_axis_are_rows(axis):
+    graph = normalize(load(identity_network()))
+    x = np.random.default_rng(3).standard_normal((5, 2, 6)).astype(np.float32)
+    x[1:3] = -1  # ReLU makes zeros of them.
+    found = criteria.activation.mean_rank(graph, [("v", axis)], x)["v", axis]
+    value = np.moveaxis(np.maximum(x, 0), axis, 1)
+    np.testing.assert_allclose(found, (value != 0).any(axis=2).mean(axis=0), rtol=1e-12)
+
+
+def test_maps_must_be_finite():
+    graph = normalize(load(small.convolutions(batch="N")))
+    x = inputs(4)
+    x[2, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="on these data the activation 'c' is NaN or infinite"):
+        criteria.score(graph, analyze(graph).groups, "hrank", data=x)
+
+
+@pytest.mark.parametrize("criterion", [*STATISTICS, "hrank"])
 def test_data_are_needed(criterion):
     graph = normalize(load(small.convolutions()))
     with pytest.raises(

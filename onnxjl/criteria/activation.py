@@ -27,6 +27,9 @@ from onnxjl.structure import Group
 # Outputs of the probe, by the number of the place.
 _SUM, _COUNT = "onnxjl.sum.{}", "onnxjl.count.{}"
 
+# Samples whose feature maps are held at once.
+_MAPS = 16
+
 Place = tuple[str, int]
 """A value's name and one of its axes."""
 
@@ -75,6 +78,29 @@ def apoz(group: Group, weights: GroupWeights) -> np.ndarray:
     return _measured("apoz", group, weights)
 
 
+@register(
+    "hrank",
+    source="Lin et al. 2020, HRank: Filter Pruning using High-Rank Feature Map, eq. 5",
+    needs_data=True,
+)
+def hrank(group: Group, weights: GroupWeights) -> np.ndarray:
+    """Mean rank of a unit's feature map, as a matrix of its two last axes, over samples.
+
+    A map with one axis, as of a sequence, is a row, and one of three or more is flattened to the
+    first of them and the rest. The rank counts singular values as NumPy's `matrix_rank` does.
+
+    Returns
+    -------
+    (activations, units) float64
+
+    Raises
+    ------
+    UsageError : no data are given.
+    DataError : the data don't fit, or an activation isn't finite.
+    """
+    return _measured("hrank", group, weights)
+
+
 def _measured(criterion: str, group: Group, weights: GroupWeights) -> np.ndarray:
     scoring = weights.scoring
     if criterion not in scoring.computed:
@@ -98,7 +124,10 @@ def _measure_all(criterion: str, scoring: Scoring) -> tuple[dict[Place, np.ndarr
     places = dict.fromkeys((a.value, a.axis) for g in scoring.groups for a in g.activations)
     if not places:
         return {}, 1.0
-    means = mean_over(scoring.graph, list(places), scoring.data, nonzero=criterion == "apoz")
+    if criterion == "hrank":
+        means = mean_rank(scoring.graph, list(places), scoring.data)
+    else:
+        means = mean_over(scoring.graph, list(places), scoring.data, nonzero=criterion == "apoz")
     groups = [GroupWeights(scoring, group) for group in scoring.groups if group.activations]
     scores = [weights.aggregate(_rows(means, weights)) for weights in groups]
     return means, float(np.concatenate(scores).mean())
@@ -143,6 +172,62 @@ def mean_over(
         if not np.isfinite(means[place]).all():
             raise DataError(f"on these data the activation '{place[0]}' is NaN or infinite")
     return means
+
+
+def mean_rank(graph: Graph, places: Sequence[Place], data: object) -> dict[Place, np.ndarray]:
+    """Mean rank of the feature maps at each index of an axis, over samples (axis 0).
+
+    Parameters
+    ----------
+    graph, places, data : as for `mean_over`.
+
+    Returns
+    -------
+    dict from place to (size of the axis,) float64
+
+    Raises
+    ------
+    DataError : the data don't fit, or an activation isn't finite.
+    """
+    opened = session.open_session(_watched(graph, list(dict.fromkeys(v for v, _ in places))))
+    sums: dict[Place, np.ndarray] = {}
+    samples = dict.fromkeys(places, 0)
+    for feeds in progress(batches(data, graph, batch_size=_MAPS), "ranking feature maps"):
+        results = session.run(opened, feeds)
+        for value, axis in places:
+            array = results[value]
+            if not np.isfinite(array).all():
+                raise DataError(f"on these data the activation '{value}' is NaN or infinite")
+            ranks = np.linalg.matrix_rank(_maps(array, axis))
+            total = ranks.sum(axis=0, dtype=np.float64)
+            place = (value, axis)
+            sums[place] = sums[place] + total if place in sums else total
+            samples[place] += len(ranks)
+    return {place: total / max(1, samples[place]) for place, total in sums.items()}
+
+
+def _maps(array: np.ndarray, axis: int) -> np.ndarray:
+    """An activation as matrices: (samples, size of the axis, rows, columns)."""
+    if array.dtype.itemsize < 4:
+        array = array.astype(np.float32)
+    if axis == 0:
+        array, axis = array[None], 1
+    array = np.moveaxis(array, axis, 1)
+    sizes = array.shape[2:]
+    rows = sizes[0] if len(sizes) > 1 else 1
+    return array.reshape(*array.shape[:2], rows, -1)
+
+
+def _watched(graph: Graph, names: Sequence[str]) -> Graph:
+    """A copy of the graph whose only outputs are these values."""
+    model = graph.model.clone()
+    network = model.graph
+    values = {value.name: value for value in network.inputs}
+    values |= {value.name: value for node in network for value in node.outputs}
+    network.outputs.clear()
+    network.outputs.extend(values[name] for name in names)
+    RemoveUnusedNodesPass()(model)
+    return dataclasses.replace(graph, model=model)
 
 
 def _probe(graph: Graph, places: Sequence[Place], *, nonzero: bool) -> Graph:

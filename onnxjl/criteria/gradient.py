@@ -7,7 +7,8 @@ gives, in the model's mode (a new model is in test mode).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,9 @@ Rows = dict[tuple[int, int], np.ndarray]
 # that hardly a ReLU among millions bends between the two points, which counts as much as the step
 # is small.
 _STEP = 1e-10
+
+PROBES = 16
+"""Random vectors that a trace of the Hessian matrix is estimated with."""
 
 
 @register(
@@ -164,6 +168,70 @@ def grasp(group: Group, weights: GroupWeights) -> np.ndarray:
     return _of(group, weights, "grasp", measure)
 
 
+@register(
+    "hessian-trace",
+    source="Yu et al. 2022, Hessian-Aware Pruning and Optimal Neural Implant, section 3; the trace "
+    "as Hutchinson 1990, A stochastic estimator of the trace of the influence matrix",
+    needs_data=True,
+    needs_gradient=True,
+)
+def hessian_trace(group: Group, weights: GroupWeights) -> np.ndarray:
+    """Second-order change of the loss: ``tr(H_uu)/(2p)·Σw²``, p the number of the weights.
+
+    The trace is the mean of ``Σ v·Hv`` over the weights of a unit, for random vectors v of ±1, from
+    the seed; Hv is a central difference of gradients in float64.
+
+    Returns
+    -------
+    (tensors, units) float64
+    """
+    return _of(group, weights, "hessian-trace", lambda s: relative_trace(s, _signs(s)))
+
+
+def relative_trace(scoring: Scoring, vectors: Iterable[Arrays]) -> Rows:
+    """``tr(H_uu)/(2p)·Σw²`` of every unit, its trace estimated with these vectors.
+
+    Parameters
+    ----------
+    vectors : of ±1, by initializer name. Over all that there are, the trace is exact.
+    """
+    diagonal: dict[str, np.ndarray] = {}
+    count = 0
+    for v in progress(vectors, "taking products with the Hessian"):
+        count += 1
+        for name, product in hessian_product(scoring, v).items():
+            diagonal[name] = diagonal.get(name, 0.0) + v[name] * product
+    mean = {name: total / count for name, total in diagonal.items()}
+    trace = _rows(scoring, _products(scoring, mean, lambda h, _: h))
+    squares = _rows(scoring, _products(scoring, mean, lambda _, w: w**2))
+    numbers = _rows(scoring, _products(scoring, mean, lambda h, _: np.ones_like(h)))
+    return {key: trace[key] * squares[key] / (2 * np.maximum(numbers[key], 1)) for key in trace}
+
+
+def _signs(scoring: Scoring) -> list[_Signs]:
+    """Random vectors of ±1, each drawn when it is read."""
+    shapes = {name: g.shape for name, g in sorted(mean_gradient(scoring).items())}
+    return [_Signs(shapes, [scoring.seed, number]) for number in range(PROBES)]
+
+
+class _Signs(Mapping[str, np.ndarray]):
+    """A vector of ±1 for the weights of a network: only its seed is held."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: Sequence[int]) -> None:
+        self._shapes = shapes
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        draw = np.random.default_rng([*self._seed, zlib.crc32(name.encode())])
+        return draw.integers(0, 2, self._shapes[name]) * 2.0 - 1.0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
 def mean_gradient(scoring: Scoring) -> Arrays:
     """The mean gradient over the data's batches, each weighing what its samples do.
 
@@ -179,22 +247,24 @@ def mean_gradient(scoring: Scoring) -> Arrays:
 
 def hessian_gradient(scoring: Scoring) -> Arrays:
     """The product of the Hessian matrix of the loss with its mean gradient."""
+    return hessian_product(scoring, mean_gradient(scoring))
+
+
+def hessian_product(scoring: Scoring, direction: Arrays) -> Arrays:
+    """The product of the Hessian matrix of the loss with a vector, by initializer name."""
     model = _model(scoring)
-    gradient = mean_gradient(scoring)
-    length = np.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in gradient.values()))
-    size = np.sqrt(
-        sum(
-            float(np.square(scoring.graph.weight(name), dtype=np.float64).sum())
-            for name in gradient
-        )
-    )
+    length = _norm(direction.values())
     if length == 0.0:
-        return {name: np.zeros_like(g) for name, g in gradient.items()}
-    step = _STEP * size / length
+        return {name: np.zeros_like(v) for name, v in direction.items()}
+    step = _STEP * _norm(scoring.graph.weight(name) for name in direction) / length
     ahead, behind = (
-        _mean_over(scoring, model.moved(gradient, sign * step)) for sign in (1.0, -1.0)
+        _mean_over(scoring, model.moved(direction, sign * step)) for sign in (1.0, -1.0)
     )
-    return {name: (ahead[name] - behind[name]) / (2 * step) for name in gradient}
+    return {name: (ahead[name] - behind[name]) / (2 * step) for name in direction}
+
+
+def _norm(arrays: Iterable[np.ndarray]) -> float:
+    return float(np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)))
 
 
 def _of(
