@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxjl.before_after import report
     from onnxjl.check import compare
+    from onnxjl.depth import remove_blocks
     from onnxjl.errors import (
         BudgetError,
         CheckError,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from onnxjl.recovery import recover
     from onnxjl.save import save
     from onnxjl.sparsity.sparsify import mask, sparsify
-    from onnxjl.structure import Group, Groups
+    from onnxjl.structure import Block, Blocks, Group, Groups
+    from onnxjl.structure.blocks import blocks
     from onnxjl.structure.groups import groups
     from onnxjl.sweep import Sensitivity, Sweep, sensitivity, sweep
 
@@ -47,6 +49,8 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it, imported when the name is first used.
 _PUBLIC = {
+    "Block": "structure",
+    "Blocks": "structure",
     "BudgetError": "errors",
     "CheckError": "errors",
     "DataError": "errors",
@@ -71,6 +75,7 @@ _PUBLIC = {
     "WeightError": "errors",
     "accuracy": "evaluate",
     "apply": "plan",
+    "blocks": "structure",
     "compare": "check",
     "from_flux": "flux",
     "groups": "structure",
@@ -80,6 +85,7 @@ _PUBLIC = {
     "normalize": "normalize",
     "prune": "prune",
     "recover": "recovery",
+    "remove_blocks": "depth",
     "report": "before_after",
     "save": "save",
     "sensitivity": "sweep",
@@ -89,6 +95,8 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Block",
+    "Blocks",
     "BudgetError",
     "CheckError",
     "DataError",
@@ -114,6 +122,7 @@ __all__ = [
     "__version__",
     "accuracy",
     "apply",
+    "blocks",
     "compare",
     "from_flux",
     "groups",
@@ -123,6 +132,7 @@ __all__ = [
     "normalize",
     "prune",
     "recover",
+    "remove_blocks",
     "report",
     "save",
     "sensitivity",

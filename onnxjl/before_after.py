@@ -32,6 +32,7 @@ from onnxjl.report import (
     assumed_shapes,
     changes_table,
     count_changes,
+    granularity_of,
     shapes_text,
     wrap,
 )
@@ -370,7 +371,7 @@ def _structure(
 ) -> tuple[list[Change], tuple[LayerPair, ...], tuple[tuple[str, str], ...]]:
     """What both cost, their layers, and what is left whole."""
     try:
-        before = analyze(normal[0], granularity=request.get("granularity", "channel"))
+        before = analyze(normal[0], granularity=granularity_of(request))
         after = analyze(normal[1])
     except OnnxjlError as error:
         notes.append(f"layers and MACs are unknown: {error}")
@@ -387,7 +388,9 @@ def _whole(
 
     Without a plan nothing is known of granularity and the like: what shrank could.
     """
-    inexact, ignore = bool(request.get("allow_inexact")), request.get("ignore", ())
+    inexact = bool(request.get("allow_inexact"))
+    # Patterns may be of blocks, too, which aren't groups.
+    ignore = () if request.get("granularity") == "block" else request.get("ignore", ())
     _, whole = offer(before, allow_inexact=inexact, ignore=ignore)
     shrank = {pair.either.node for pair in pairs if pair.shrank}
     return tuple((entry.layer, entry.reason) for entry in whole if entry.node not in shrank)

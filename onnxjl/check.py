@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from onnxjl.comparison import Comparison, OutputComparison, compare_outputs
 from onnxjl.errors import CheckError, OnnxjlError
-from onnxjl.graph import Graph
+from onnxjl.graph import Graph, node_name
 from onnxjl.serialize import skeleton, weights, write_tensor
 from onnxjl.session import open_session, run
 
@@ -95,7 +95,8 @@ def masked(source: Graph, plan: Plan) -> Graph:
     The removed slices of every tensor that the plan cuts become NaN, and every floating input of
     a contraction is replaced by zero where it is NaN. So each removed slice is masked where it
     meets a contraction, weight and activation alike, and one that reaches an output on any other
-    way turns it into NaN. Nothing here depends on how the plan was found.
+    way turns it into NaN. A branch whose sum goes is multiplied by zero. Nothing here depends on
+    how the plan was found.
 
     Parameters
     ----------
@@ -117,6 +118,12 @@ def masked(source: Graph, plan: Plan) -> Graph:
     zeros: dict[ir.DataType, ir.Value] = {}
     cleaned: dict[ir.Value, ir.Value] = {}
     for node in tuple(graph):
+        if node_name(node) in plan.stand_ins:
+            for position, value in enumerate(node.inputs):
+                if value is not None and position != plan.stand_ins[node_name(node)]:
+                    dtype = value.dtype or _element_type(node)
+                    nothing = _times_zero(graph, node, value, dtype, zeros)
+                    node.replace_input_with(position, nothing)
         key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
         if key not in _CONTRACTIONS:
             continue
@@ -431,6 +438,22 @@ def _zero_where_nan(
     clean.outputs[0].type = ir.TensorType(dtype)
     graph.insert_before(before, (gone, clean))
     return clean.outputs[0]
+
+
+def _times_zero(
+    graph: ir.Graph,
+    before: ir.Node,
+    value: ir.Value,
+    dtype: ir.DataType,
+    zeros: dict[ir.DataType, ir.Value],
+) -> ir.Value:
+    """Insert a product of a value, without what is NaN in it, and zero before a node."""
+    clean = _zero_where_nan(graph, before, value, dtype, zeros)
+    product = ir.Node("", "Mul", [clean, zeros[dtype]])
+    product.outputs[0].name = f"{value.name}.onnxjl.{before.name}.zeroed"
+    product.outputs[0].type = ir.TensorType(dtype)
+    graph.insert_before(before, product)
+    return product.outputs[0]
 
 
 def _flatten(value: Any, arrays: list[np.ndarray]) -> Any:

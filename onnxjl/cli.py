@@ -182,8 +182,8 @@ def _groups(commands: Any) -> None:
         "what can be removed together, and why not more",
         "Print the groups of a model: layers whose channels (or hidden units, or heads) can only\n"
         "go together, how many each has, and what removing one saves; then what stays whole and\n"
-        "why.",
-        "  onnxjl groups net.onnx --granularity head",
+        "why. With --granularity block, the residual branches that can go as a whole.",
+        "  onnxjl groups net.onnx --granularity head\n  onnxjl groups net.onnx --granularity block",
     )
     _model(command)
     _offer(command)
@@ -202,6 +202,7 @@ def _prune(commands: Any) -> None:
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --params 0.6 --scope optimal\n"
         "  onnxjl prune net.onnx -o small.onnx --params 0.4 --criterion activation --data x.npz\n"
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --calibrate x.npz\n"
+        "  onnxjl prune net.onnx -o small.onnx --macs 0.7 --granularity block\n"
         "  onnxjl prune net.onnx -o small.onnx --macs 0.5 --engine flux --criterion taylor \\\n"
         "      --data train.npz --finetune 3",
     )
@@ -231,9 +232,10 @@ def _prune(commands: Any) -> None:
         default="l2",
         metavar="NAME",
         help="how important a unit is: random, l1, l2, linf, bn-scale, lamp, fpgm; with --data "
-        "also activation, apoz; with --engine flux also synflow, and with labelled --data taylor, "
-        "fisher, obd, snip, grasp; or a function of your own, FILE.py:NAME, or with --engine flux "
-        "FILE.jl:NAME (default: l2)",
+        "also activation, apoz, hrank; with --engine flux also synflow, and with labelled --data "
+        "taylor, fisher, obd, snip, grasp, hessian-trace; or a function of your own, "
+        "FILE.py:NAME, or with --engine flux FILE.jl:NAME. Of blocks: random, l2, bn-scale; with "
+        "--data also relative-change, block-influence; or FILE.py:NAME (default: l2)",
     )
     choice.add_argument(
         "--scope",
@@ -572,9 +574,9 @@ def _offer(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--granularity",
         default="channel",
-        choices=("channel", "head", "head-dim"),
+        choices=("channel", "head", "head-dim", "block"),
         help="channels and hidden units; also whole attention heads; or also the same feature in "
-        "every head (default: channel)",
+        "every head; or instead whole residual branches (default: channel)",
     )
     command.add_argument(
         "--allow-inexact",

@@ -18,6 +18,7 @@ from onnxjl import criteria, data
 from onnxjl.before_after import report as reported
 from onnxjl.check import compare as compared
 from onnxjl.completion import script as completion_script
+from onnxjl.criteria.blocks import get_for_blocks
 from onnxjl.doctor import describe, diagnose
 from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.experiment import Experiment
@@ -50,6 +51,7 @@ from onnxjl.sparsity import sparsify as sparsified
 from onnxjl.sparsity.report import SparsityReport
 from onnxjl.sparsity.report import make_report as make_sparsity_report
 from onnxjl.structure import analyze, layer_costs
+from onnxjl.structure import blocks as blocks_of
 from onnxjl.structure import groups as groups_of
 
 FINETUNING = {
@@ -112,6 +114,8 @@ def groups(options: Namespace) -> int:
         bar.step("reading")
         graph = normalized(_load(options))
         bar.step("analysis")
+        if options.granularity == "block":
+            return _blocks(options, graph)
         found = groups_of(
             graph,
             granularity=options.granularity,
@@ -165,6 +169,54 @@ def groups(options: Namespace) -> int:
             ]
         lines += _assumed(graph)
         return "\n".join(lines)
+
+    _print(options, facts, text)
+    return 0
+
+
+def _blocks(options: Namespace, graph: Graph) -> int:
+    """Print what can be removed as a whole, and which sums end no block."""
+    found = blocks_of(graph, ignore=options.ignore)
+    facts = {
+        "input": options.model,
+        "blocks": [
+            {
+                "name": block.name,
+                "kind": block.kind,
+                "reason": block.reason,
+                "projection": block.projection,
+                "layers": list(block.layers),
+                "nodes": [*block.nodes, block.sum],
+                "macs": block.macs,
+                "params": block.params,
+            }
+            for block in found
+        ],
+        "whole": [{"layer": whole.layer, "reason": whole.reason} for whole in found.whole],
+        "assumed_shapes": _lists(assumed_shapes(graph)),
+    }
+
+    def text() -> str:
+        count = "1 block" if len(found) == 1 else f"{len(found)} blocks"
+        lines = [f"{options.model}: {count} that can go"]
+        if len(found):
+            header = ("block", "kind", "MACs", "parameters", "layers", "skipped by")
+            rows = [
+                (
+                    block.name,
+                    block.kind,
+                    quantity(block.macs, "MACs"),
+                    quantity(block.params, "parameters"),
+                    str(len(block.layers)),
+                    "" if block.projection is None else shorten(block.projection, 30),
+                )
+                for block in found
+            ]
+            lines.append(indent(table([header, *rows], align="llrrrl")))
+        if found.whole:
+            pairs = [(w.layer, w.reason) for w in found.whole]
+            lines += ["other sums", indent(reasons(pairs, width=98, what="sums"))]
+        return "\n".join([*lines, *_assumed(graph)])
 
     _print(options, facts, text)
     return 0
@@ -323,7 +375,11 @@ def _criterion(options: Namespace, samples: Mapping[str, np.ndarray] | None) -> 
         raise UsageError("a criterion in Julia needs the engine in Julia: add --engine flux")
     chosen = function_of(options.criterion)
     labels = options.finetune is not None
-    if not is_julia(chosen):
+    if options.granularity == "block":
+        of_blocks = get_for_blocks(chosen)
+        if of_blocks.needs_data and samples is None:
+            raise UsageError(f"criterion '{of_blocks.name}' needs inputs; give some with --data")
+    elif not is_julia(chosen):
         criterion = criteria.get(chosen, gradients=flux)
         if criterion.needs_data and samples is None:
             raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from onnxjl import cli
 from onnxjl.criteria import CRITERIA
+from onnxjl.criteria.blocks import BLOCK_CRITERIA
 from onnxjl.errors import UsageError
 from onnxjl.sparsity import CRITERIA as SINGLE_WEIGHTS
 
@@ -38,8 +39,8 @@ def script(shell: str) -> str:
         elif action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif "--criterion" in action.option_strings:
-            # Of the two kinds, the one that the command's own default is of.
-            kinds = (CRITERIA, SINGLE_WEIGHTS)
+            # Of the kinds, the one that the command's own default is of; blocks are pruned, too.
+            kinds = ({**CRITERIA, **BLOCK_CRITERIA}, SINGLE_WEIGHTS)
             action.choices = sorted(next(kind for kind in kinds if action.default in kind))
     text: str = shtab.complete(parser, shell=shell)
     return text

@@ -33,7 +33,9 @@ class Plan:
     kept : initializer name -> axis -> (k,) int, the 0-based sorted indices that stay.
     attributes : node name (its first output's, where it has none) -> attribute -> new value.
     constants : integer initializer name -> its whole new value.
-    removed_nodes : names of nodes that go; what used their output uses their first input.
+    removed_nodes : names of nodes that go; what used their output uses their first input, or the
+        one that `stand_ins` tells.
+    stand_ins : name of a node that goes -> position of the input that stands in for its output.
     source_graph : the normalized graph that the names refer to, where it is at hand.
     fingerprint : SHA-256 of that graph, if the plan was read from a file.
     opset : opset of that graph, likewise.
@@ -47,6 +49,7 @@ class Plan:
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     removed_nodes: tuple[str, ...] = ()
+    stand_ins: Mapping[str, int] = field(default_factory=dict)
     source_graph: Graph | None = field(default=None, repr=False)
     fingerprint: str | None = None
     opset: int | None = None
@@ -57,9 +60,10 @@ class Plan:
     def __repr__(self) -> str:
         indices = sum(len(kept) for axes in self.kept.values() for kept in axes.values())
         asked = ", ".join(f"{key}={value!r}" for key, value in self.request.items() if value)
+        removed = f", removes {len(self.removed_nodes)} nodes" if self.removed_nodes else ""
         return (
-            f"Plan(keeps {indices:,} indices of {len(self.kept)} weights, {self.engine} engine; "
-            f"{asked or 'no request'})"
+            f"Plan(keeps {indices:,} indices of {len(self.kept)} weights{removed}, {self.engine} "
+            f"engine; {asked or 'no request'})"
         )
 
     @property
@@ -83,6 +87,7 @@ class Plan:
             "attributes": {name: dict(values) for name, values in self.attributes.items()},
             "constants": {name: np.asarray(v).tolist() for name, v in self.constants.items()},
             "removed_nodes": list(self.removed_nodes),
+            "stand_ins": dict(self.stand_ins),
         }
 
     def to_json(self) -> str:
@@ -125,6 +130,10 @@ class Plan:
                     for name, value in _object(data.get("constants", {}), "constants").items()
                 },
                 removed_nodes=tuple(_texts(data.get("removed_nodes", []), "removed_nodes")),
+                stand_ins={
+                    name: _position(value, name)
+                    for name, value in _object(data.get("stand_ins", {}), "stand_ins").items()
+                },
                 fingerprint=_text(source["sha256"], "sha256"),
                 opset=source.get("opset"),
                 request=_object(data.get("request", {}), "request"),
@@ -162,7 +171,7 @@ class Plan:
         if not isinstance(other, Plan):
             return NotImplemented
         mine, theirs = self.to_dict(), other.to_dict()
-        edits = ("source", "kept", "attributes", "constants", "removed_nodes")
+        edits = ("source", "kept", "attributes", "constants", "removed_nodes", "stand_ins")
         return all(mine[key] == theirs[key] for key in edits)
 
     __hash__ = None  # type: ignore[assignment]
@@ -184,6 +193,7 @@ class Plan:
             attributes=attributes,
             constants={**self.constants, **later.constants},
             removed_nodes=(*self.removed_nodes, *later.removed_nodes),
+            stand_ins={**self.stand_ins, **later.stand_ins},
             request={**later.request, **recovered},
             sizes=None,
         )
@@ -211,6 +221,14 @@ def _axis(text: str) -> int:
     if not (text.isdecimal() and str(int(text)) == text):
         raise ValueError(f"'{text}' is no axis: they are written as decimals from 0")
     return int(text)
+
+
+def _position(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"what stands in for '{name}' is {value!r}, not an input's position from 0"
+        )
+    return value
 
 
 def _setting(value: Any, name: str) -> Any:
@@ -324,13 +342,31 @@ def _edit_nodes(network: ir.Graph, plan: Plan) -> None:
     for name, values in plan.attributes.items():
         for key, setting in values.items():
             nodes[name].attributes[key] = ir.convenience.convert_attribute(key, setting)
-    for name in plan.removed_nodes:
-        node = nodes[name]
-        passed = node.inputs[0]
-        if passed is None:
-            raise PlanError(f"node '{name}' has no input to stand in for it")
-        node.outputs[0].replace_all_uses_with(passed)
+    removed = frozenset(plan.removed_nodes)
+    if strange := [name for name in plan.stand_ins if name not in removed]:
+        raise PlanError(f"node '{strange[0]}' stays, and needs no input to stand in for it")
+    going = [node for node in network if node_name(node) in removed]
+    for node in going:
+        position = plan.stand_ins.get(node_name(node), 0)
+        passed = node.inputs[position] if position < len(node.inputs) else None
+        if passed is not None:
+            node.outputs[0].replace_all_uses_with(passed)
+        elif node_name(node) in plan.stand_ins or not _used_in(node, removed):
+            raise PlanError(f"node '{node_name(node)}' has no input to stand in for it")
+    read = [value for node in going for value in node.inputs if value is not None]
+    # From the last to the first: what a node makes besides its first output is used by later ones.
+    for node in reversed(going):
+        if any(value.uses() for value in node.outputs):
+            raise PlanError(f"node '{node_name(node)}' can't go: others use what it makes")
         network.remove(node, safe=True)
+    for value in read:
+        if value.is_initializer() and not value.uses() and not value.is_graph_output():
+            network.initializers.pop(value.name or "", None)
+
+
+def _used_in(node: ir.Node, names: frozenset[str]) -> bool:
+    """Return whether all that uses a node's first output are nodes of these names."""
+    return all(node_name(use.node) in names for use in node.outputs[0].uses())
 
 
 def _infer_shapes(model: ir.Model) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from onnxjl import criteria, recovery
 from onnxjl.budget import AUTO, BUDGETS, Budget, Request, Scope
 from onnxjl.choice import choose
+from onnxjl.criteria.blocks import get_for_blocks
+from onnxjl.depth import prune_blocks
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
@@ -47,7 +49,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     amount_for: Mapping[str, float] | None = None,
     round_to: int | Literal["auto"] | None = None,
     min_units: int = 1,
-    granularity: Granularity = "channel",
+    granularity: Granularity | Literal["block"] = "channel",
     allow_inexact: bool = False,
     data: Any = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
@@ -83,7 +85,9 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         on this machine (measured once, for some seconds), or the largest half of it with which the
         budget can be met. By default "auto" with `latency`, else 1.
     min_units : units that every group keeps.
-    granularity : "channel", "head" or "head-dim"; see `groups`.
+    granularity : "channel", "head" or "head-dim"; see `groups`. "block" takes whole residual
+        branches out; see `blocks`: `amount` is then a fraction of these, `criterion` one of blocks
+        (``f(block, weights) -> score``), and the options about units don't apply.
     allow_inexact : whether to prune groups whose removal changes statistics taken over them.
     data : inputs for criteria and for the scope "sensitivity"; see `onnxjl.data.batches`.
     inputs : one array for each input, to measure `latency` with; random ones if not given.
@@ -135,6 +139,20 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     if method is not None:
         check_request(method, calibration)
     flux = model if isinstance(model, FluxModel) else None
+    if granularity == "block":
+        _check_options_of_blocks(request, round_to, aggregation, normalization, allow_inexact)
+        get_for_blocks(criterion)
+        shorter = prune_blocks(
+            model,
+            _graph(model),
+            *next(iter(given.items())),
+            criterion=criterion,
+            ignore=ignore,
+            data=data,
+            inputs=inputs,
+            seed=seed,
+        )
+        return shorter if method is None else _recovered(shorter, method, calibration)
     if flux is not None and is_julia(criterion):
         criterion = julia_criterion(criterion)
     # An unknown one is told before the work begins.
@@ -224,6 +242,34 @@ def keep(
     plan = _planned(model, structure, kept, asked)
     small = apply(graph, plan)
     return pruned(model, plan, small) if isinstance(model, FluxModel) else small
+
+
+def _check_options_of_blocks(
+    request: Request,
+    round_to: object,
+    aggregation: str,
+    normalization: str | None,
+    allow_inexact: bool,
+) -> None:
+    """Raise `UsageError` for an option that is about units."""
+    about_units = {
+        "amount_for": bool(request.amount_for),
+        "round_to": round_to not in (None, 1),
+        "min_units": request.min_units != 1,
+        "scope": request.scope != "global",
+        "aggregation": aggregation != "mean",
+        "normalization": normalization is not None,
+        "allow_inexact": allow_inexact,
+    }
+    if given := [name for name, is_given in about_units.items() if is_given]:
+        raise UsageError(f"{given[0]} is about units: with granularity 'block' leave it out")
+
+
+def _recovered(model: Graph | FluxModel, method: Recovery, calibration: Any) -> Graph | FluxModel:
+    """A pruned network, recovered, of the kind that came."""
+    if isinstance(model, FluxModel):
+        return to_flux(recovery.recover(model.to_graph(), method, calibration))
+    return recovery.recover(model, method, calibration)
 
 
 def _graph(model: Source | FluxModel) -> Graph:

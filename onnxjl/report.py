@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs, random_inputs, sample_shapes
 from onnxjl.latency import measure_pair
 from onnxjl.save import Saved, input_files
-from onnxjl.structure import Structure, analyze, layer_costs
+from onnxjl.structure import Granularity, Structure, Whole, analyze, layer_costs
+from onnxjl.structure.blocks import find
 from onnxjl.structure.groups import offer
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Report:
     check : outcome of the check: its status and one sentence.
     shapes : input shapes that were assumed, by name; empty if the model declares them all.
     plan : the file with the plan, if one was written.
+    blocks : names of the residual branches that went as a whole.
     notes : anything else worth knowing.
     history : the epochs of fine-tuning, if there was any.
     """
@@ -100,6 +102,7 @@ class Report:
     check: tuple[str, str]
     shapes: dict[str, tuple[int, ...]]
     plan: str | None = None
+    blocks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     history: History | None = None
 
@@ -115,6 +118,7 @@ class Report:
                 for e in self.layers
             ],
             "whole": [{"layer": layer, "reason": reason} for layer, reason in self.whole],
+            "blocks": list(self.blocks),
             "check": {"status": self.check[0], "text": self.check[1]},
             "assumed_shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "notes": list(self.notes),
@@ -124,6 +128,8 @@ class Report:
     def __str__(self) -> str:
         parts = [f"{self.source} → {self.target}" + (f", {self.plan}" if self.plan else "")]
         parts.append(changes_table(self.changes))
+        if self.blocks:
+            parts.append("blocks removed\n" + indent(wrap(", ".join(self.blocks), width=WIDTH - 2)))
         if self.layers:
             cells = [
                 (e.layer, e.operator, str(e.after), f"of {e.before}", _kept(e)) for e in self.layers
@@ -170,13 +176,18 @@ def make_report(
     source, request = small.source, {} if small.plan is None else small.plan.request
     if source is None:
         raise UsageError("only a pruned graph has something to report")
-    before = analyze(source, granularity=request.get("granularity", "channel"))
+    by_blocks = request.get("granularity") == "block"
+    before = analyze(source, granularity=granularity_of(request))
     after = analyze(small)
-    _, whole = offer(
-        before,
-        allow_inexact=bool(request.get("allow_inexact")),
-        ignore=request.get("ignore", ()),
-    )
+    whole: Sequence[Whole] = ()
+    if not by_blocks:
+        _, whole = offer(
+            before,
+            allow_inexact=bool(request.get("allow_inexact")),
+            ignore=request.get("ignore", ()),
+        )
+    gone = frozenset(() if small.plan is None else small.plan.stand_ins)
+    blocks = tuple(b.name for b in find(before) if b.sum in gone) if gone else ()
     changes = count_changes(before, after)
     file_size = sum(path.stat().st_size for path in input_files(source) if path.is_file())
     if file_size:
@@ -204,9 +215,16 @@ def make_report(
         check=(saved.check.status, saved.check.text),
         shapes=assumed_shapes(source),
         plan=plan,
+        blocks=blocks,
         notes=tuple(notes),
         history=history,
     )
+
+
+def granularity_of(request: Mapping[str, Any]) -> Granularity:
+    """What units a network is reported in that was pruned as asked: channels, where blocks went."""
+    asked: str = request.get("granularity", "channel")
+    return "channel" if asked == "block" else cast(Granularity, asked)
 
 
 def count_changes(before: Structure, after: Structure) -> list[Change]:
@@ -292,7 +310,7 @@ def _advice_on_widths(changes: Sequence[Change], request: Mapping[str, Any]) -> 
     latency, macs = by_name.get("latency"), by_name.get("MACs")
     if latency is None or macs is None or request.get("round_to", 1) != 1:
         return []
-    if "round_to_asked" in request:
+    if "round_to_asked" in request or request.get("granularity") == "block":
         return []
     if latency.before < _SHORT or latency.after / latency.before <= _SLOWER * (macs.ratio or 1):
         return []
@@ -374,13 +392,14 @@ def table(rows: Sequence[Sequence[str]], *, align: str) -> str:
     return "\n".join(lines)
 
 
-def reasons(pairs: Iterable[tuple[str, str]], *, width: int = WIDTH) -> str:
+def reasons(pairs: Iterable[tuple[str, str]], *, width: int = WIDTH, what: str = "layers") -> str:
     """Names under the reason that they share.
 
     Parameters
     ----------
     pairs : (name, reason).
     width : columns.
+    what : of what they are the names.
 
     Returns
     -------
@@ -391,7 +410,7 @@ def reasons(pairs: Iterable[tuple[str, str]], *, width: int = WIDTH) -> str:
         names.setdefault(reason, []).append(name)
     paragraphs = []
     for reason, members in names.items():
-        count = f" ({len(members)} layers)" if len(members) > 1 else ""
+        count = f" ({len(members)} {what})" if len(members) > 1 else ""
         listed = ", ".join(shorten(name, width - 4) for name in members)
         paragraphs.append(wrap(f"{reason}{count}: {listed}", width=width))
     return "\n".join(paragraphs)

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import small_networks as small
 from onnx import numpy_helper
+from text_networks import network
 
 import onnxjl
 from onnxjl import cli
@@ -161,6 +162,66 @@ def test_json_is_all_of_standard_output(folder, run):
     compared = facts("compare", "small.onnx", "again.onnx")
     assert compared["equal"] is True
     assert compared["outputs"][0]["difference"] == 0
+
+
+RESIDUAL = network(
+    """g (float[N, 8] x) => (float[N, 4] y) {
+        a = Gemm (x, w1)
+        b = Relu (a)
+        c = Gemm (b, w2)
+        d = Add (c, x)
+        e = Gemm (d, w3)
+        f = Relu (e)
+        t = Tanh (x)
+        g = Add (f, t)
+        y = Gemm (g, w4)
+    }""",
+    {"w1": (8, 16), "w2": (16, 8), "w3": (8, 8), "w4": (8, 4)},
+)
+
+
+def test_blocks_are_listed_and_removed(folder, run):
+    onnx.save(RESIDUAL, folder / "res.onnx")
+    status, out, err = run("groups", "res.onnx", "--granularity", "block")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "res.onnx: 1 block that can go",
+        "  block  kind  MACs  parameters  layers  skipped by",
+        "  d      mlp    256         256       2",
+        "other sums",
+        "  neither side of its sum skips the other, which nothing else uses: g",
+        "counted with x 1×8 (--shape gives others)",
+    ]
+    found = json.loads(run("groups", "res.onnx", "--granularity", "block", "--json")[1])
+    assert [block["nodes"] for block in found["blocks"]] == [["a", "b", "c", "d"]]
+    assert found["blocks"][0]["macs"] == 256
+    asked = ("--granularity", "block", "--macs", "0.5", "--plan", "p.json", "--no-measure")
+    status, out, err = run("prune", "res.onnx", "-o", "small.onnx", *asked)
+    assert (status, err) == (0, "")
+    assert "blocks removed\n  d\n" in out
+    assert "check: equals the masked source in onnxruntime" in out
+    plan = json.loads((folder / "p.json").read_text())
+    assert plan["removed_nodes"] == ["a", "b", "c", "d"]
+    assert plan["stand_ins"] == {"d": 1}
+    applied = run("apply", "res.onnx", "p.json", "-o", "again.onnx", "--no-measure", "--json")
+    assert json.loads(applied[1])["blocks"] == ["d"]
+    assert (folder / "again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        ("apoz", "no criterion of blocks 'apoz'; there are random, l2, bn-scale"),
+        ("block-influence", "'block-influence' needs inputs; give some with --data"),
+    ],
+)
+def test_criteria_of_blocks_are_others(criterion, message, folder, run):
+    onnx.save(RESIDUAL, folder / "res.onnx")
+    status, _, err = run(
+        *"prune res.onnx -o s.onnx --macs 0.5 --granularity block --criterion".split(), criterion
+    )
+    assert status == 2
+    assert message in err
 
 
 @pytest.mark.parametrize(

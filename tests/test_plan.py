@@ -108,6 +108,7 @@ def test_plan_is_written_in_its_documented_format() -> None:
             "join": [0, 5, 4, 4],
         },
         "removed_nodes": [],
+        "stand_ins": {},
     }
 
 
@@ -227,12 +228,14 @@ def test_later_edits_of_a_plan_win() -> None:
         attributes={"node": {"group": 2}, "other": {"group": 3}},
         constants={"shape": np.array([2, 4])},
         removed_nodes=("b",),
+        stand_ins={"b": 1},
     )
     both = first.then(later).to_dict()
     assert both["kept"] == {"w": {"0": [1, 5], "1": [1]}, "v": {"0": [0]}}
     assert both["attributes"] == {"node": {"group": 2, "scale": 0.5}, "other": {"group": 3}}
     assert both["constants"] == {"shape": [2, 4], "split": [1, 2]}
     assert both["removed_nodes"] == ["a", "b"]
+    assert both["stand_ins"] == {"b": 1}
 
 
 def test_pruning_twice_composes() -> None:
@@ -346,6 +349,8 @@ MALFORMED = {
     "ragged constant": with_value("constants", {"shape": [[1], [1, 2]]}),
     "removed nodes as text": with_value("removed_nodes", "/first"),
     "removed nodes as numbers": with_value("removed_nodes", [1]),
+    "stand-ins as a list": with_value("stand_ins", [1]),
+    "stand-in as text": with_value("stand_ins", {"/relu": "x"}),
     "request as text": with_value("request", "macs"),
 }
 

@@ -214,7 +214,11 @@ function OnnxJL.edits(plan)
         pyconvert(String, name) => ownarray(x.T) for (name, x) in plan.constants.items()
     )
     removed = texts(pylist(plan.removed_nodes))
-    return Edits(; kept, attributes, constants, removed_nodes=removed)
+    stand_ins = Dict(
+        pyconvert(String, node) => pyconvert(Int, position)
+        for (node, position) in plan.stand_ins.items()
+    )
+    return Edits(; kept, attributes, constants, removed_nodes=removed, stand_ins)
 end
 
 # What a Julia session asks of Python.
@@ -387,7 +391,7 @@ function OnnxJL.pruned(::Origin, graph, edits::Edits)
         whole = model(graph).to_graph()
         plan = python().Plan(;
             kept, attributes, constants, removed_nodes=pytuple(edits.removed_nodes),
-            source_graph=whole, engine="flux",
+            stand_ins=pydict(edits.stand_ins), source_graph=whole, engine="flux",
         )
         Origin(python().apply(whole, plan))
     end

@@ -1,15 +1,17 @@
 """
-    Edits(; kept, attributes, constants, removed_nodes)
+    Edits(; kept, attributes, constants, removed_nodes, stand_ins)
 
 What a plan does: for the tensors named in `kept`, the indices (from 0) that stay on each of ONNX's
 axes (from 0); attributes of nodes, by the node's name or first output; new values of integer
-constants; nodes that go, whose first input stands in for their output.
+constants; nodes that go, whose first input stands in for their output, or the one at the position
+(from 0) that `stand_ins` tells. Tensors that only nodes that go use go with them.
 """
 Base.@kwdef struct Edits
     kept::Dict{String,Dict{Int,Vector{Int}}} = Dict()
     attributes::Dict{String,Dict{Symbol,Any}} = Dict()
     constants::Dict{String,AbstractArray} = Dict()
     removed_nodes::Vector{String} = String[]
+    stand_ins::Dict{String,Int} = Dict()
 end
 
 """
@@ -59,18 +61,37 @@ function prune(network::Network, edits::Edits)
     standins = Dict{String,String}()
     nodes = Node[]
     removed = Set(edits.removed_nodes)
+    gone = Set{String}()
     for node in network.nodes
         node = rename(node, standins)
         if nodename(node) in removed
-            standins[first(node.outputs)] = first(node.inputs)
+            union!(gone, node.inputs)
+            position = get(edits.stand_ins, nodename(node), 0) + 1
+            # What has no inputs can go where only others that go use it.
+            checkbounds(Bool, node.inputs, position) &&
+                (standins[first(node.outputs)] = node.inputs[position])
         else
             push!(nodes, edit(node, get(edits.attributes, nodename(node), Dict{Symbol,Any}())))
         end
     end
+    used = reduce(union!, map(reads, nodes); init=Set([network.inputs; network.outputs]))
+    foreach(name -> delete!(tensors, name), setdiff(gone, used))
     return Network(
-        nodes, tensors, network.inputs, network.outputs, network.opsets, network.trainable
+        nodes,
+        tensors,
+        network.inputs,
+        network.outputs,
+        network.opsets,
+        intersect(network.trainable, keys(tensors)),
     )
 end
+
+"The names of all that a node reads, within its graphs too."
+reads(node::Node) =
+    mapreduce(reads, union!, values(node.attributes); init=Set{String}(node.inputs))
+reads(network::Network) =
+    mapreduce(reads, union!, network.nodes; init=Set{String}(network.outputs))
+reads(attribute) = Set{String}()
 
 "What a pruned network was made from, where the whole one was made from `origin`."
 pruned(origin::Nothing, graph, edits) = nothing

@@ -89,7 +89,12 @@ def layers_to_solve(graph: Graph, copy: Graph) -> list[Layer]:
     result: list[Layer] = []
     for node in copy.model.graph:
         inputs = [v for v in node.inputs if v is not None]
-        reads_change = any(v.name in changed for v in inputs)
+        # Where a block went, another value stands in for what the original's node reads.
+        before = sources.get(node_name(node))
+        other = before is not None and [v and v.name for v in before.inputs] != [
+            v and v.name for v in node.inputs
+        ]
+        reads_change = other or any(v.name in changed for v in inputs)
         value = node.inputs[1] if len(node.inputs) > 1 else None
         cut = value is not None and _contracted(node) in kept.get(value.name or "", {})
         if reads_change or cut:

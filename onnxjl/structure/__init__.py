@@ -1,5 +1,6 @@
 """Structure analysis: which slices of which weights can go together."""
 
+from onnxjl.structure.blocks import Block, Blocks, blocks
 from onnxjl.structure.groups import (
     Activation,
     Granularity,
@@ -16,6 +17,8 @@ from onnxjl.structure.names import layer_names, node_name
 
 __all__ = [
     "Activation",
+    "Block",
+    "Blocks",
     "Granularity",
     "Group",
     "Groups",
@@ -24,6 +27,7 @@ __all__ = [
     "Structure",
     "Whole",
     "analyze",
+    "blocks",
     "groups",
     "layer_costs",
     "layer_names",

@@ -317,6 +317,8 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     graph : normalized, or normalized here.
     granularity : see `groups`.
     """
+    if granularity == "block":
+        raise UsageError("blocks aren't groups of units; onnxjl.blocks(model) finds them")
     if granularity not in GRANULARITIES:
         raise UsageError(f"no granularity '{granularity}'; there are {', '.join(GRANULARITIES)}")
     graph = normalize(graph)
