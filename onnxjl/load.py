@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import external_data
 
-from onnxjl.errors import ExternalDataError, ModelError, UsageError
+from onnxjl.errors import ExternalDataError, ModelError, OnnxjlError, UsageError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph, subgraphs
 from onnxjl.proto import weightless
@@ -133,9 +133,26 @@ def _from_proto(
         sparse = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{name}: initializer '{sparse}' is sparse; make it dense first")
     try:
-        model = ir.serde.deserialize_model(proto)
+        model = _with_weights(proto, weights, name)
+    except OnnxjlError:
+        raise
     except Exception as error:
         raise ModelError(f"{name}: invalid ONNX: {first_cause(error)}") from error
+    model.graph.opset_imports.clear()
+    if not proto.opset_import and proto.ir_version < 3:
+        model.graph.opset_imports[""] = 1
+    for opset in proto.opset_import:
+        domain = "" if opset.domain == "ai.onnx" else opset.domain
+        known = model.graph.opset_imports.get(domain, 0)
+        model.graph.opset_imports[domain] = max(known, opset.version)
+    if folder is not None:
+        external_data.set_base_dir(model.graph, folder)
+    return _checked(model, name, folder, allow_external)
+
+
+def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], name: str) -> ir.Model:
+    """The model of a proto, its weights where `weights` says."""
+    model = ir.serde.deserialize_model(proto)
     for index, data in weights.items():
         tensor = proto.graph.initializer[index]
         dtype = ir.DataType(tensor.data_type)
@@ -150,16 +167,7 @@ def _from_proto(
         if isinstance(kept, ir.serde.TensorProtoTensor) and kept.nbytes > 1024:
             # Numbers one by one, not raw bytes: read them once, not at every look.
             value.const_value = ir.Tensor(kept.numpy(), dtype=kept.dtype, name=value.name)
-    model.graph.opset_imports.clear()
-    if not proto.opset_import and proto.ir_version < 3:
-        model.graph.opset_imports[""] = 1
-    for opset in proto.opset_import:
-        domain = "" if opset.domain == "ai.onnx" else opset.domain
-        known = model.graph.opset_imports.get(domain, 0)
-        model.graph.opset_imports[domain] = max(known, opset.version)
-    if folder is not None:
-        external_data.set_base_dir(model.graph, folder)
-    return _checked(model, name, folder, allow_external)
+    return model
 
 
 def _checked(
@@ -175,11 +183,13 @@ def _checked(
             f"{name}: opset {model.opset_imports['']} is newer than {newest}, the newest that the "
             "installed onnx knows; update onnx"
         )
-    _locate_external(model, name, folder, [Path(f) for f in allow_external])
     try:
+        _locate_external(model, name, folder, [Path(f) for f in allow_external])
         if not _is_sorted(model.graph):
             model.graph.sort()
         onnx.checker.check_model(_with_shapes(weightless(model)))
+    except OnnxjlError:
+        raise
     except Exception as error:
         raise ModelError(f"{name}: fails ONNX's checker: {first_cause(error)}") from error
     return model
@@ -247,6 +257,17 @@ def _check_size(tensor: ir.TensorProtocol, size: int, expected: int, name: str) 
         )
 
 
+def _check_numbers(tensor: ir.TensorProtocol, name: str) -> None:
+    """The same where numbers are stored one by one."""
+    try:
+        tensor.numpy()
+    except Exception as error:
+        raise ModelError(
+            f"{name}: tensor '{tensor.name}' of type {tensor.dtype} and shape "
+            f"{list(tensor.shape)} holds other numbers: {first_cause(error)}"
+        ) from error
+
+
 def _tensors(graph: ir.Graph) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
     """Every tensor of a graph and its subgraphs, with its initializer where it has one."""
     for inner in [graph, *graph.subgraphs()]:
@@ -266,6 +287,8 @@ def _locate_external(
     for value, tensor in _tensors(model.graph):
         if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
             _check_size(tensor, len(tensor.raw.raw_data), tensor.nbytes, name)
+        elif isinstance(tensor, ir.serde.TensorProtoTensor):
+            _check_numbers(tensor, name)
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         where = f"{name}: external data of '{tensor.name}'"

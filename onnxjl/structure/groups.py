@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxjl.errors import PlanError, UsageError
+from onnxjl.errors import ModelError, OnnxjlError, PlanError, UsageError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import FLOATING, Graph
-from onnxjl.load import Source, load
+from onnxjl.load import Source, first_cause, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.structure import axes as ax
@@ -316,12 +316,30 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     ----------
     graph : normalized, or normalized here.
     granularity : see `groups`.
+
+    Raises
+    ------
+    UsageError : there is no such granularity.
+    ModelError : shapes and attributes contradict each other.
     """
     if granularity == "block":
         raise UsageError("blocks aren't groups of units; onnxjl.blocks(model) finds them")
     if granularity not in GRANULARITIES:
         raise UsageError(f"no granularity '{granularity}'; there are {', '.join(GRANULARITIES)}")
     graph = normalize(graph)
+    try:
+        return _analyzed(graph, granularity)
+    except (OnnxjlError, Warning):
+        raise
+    except Exception as error:
+        where = graph.path or "the model"
+        raise ModelError(
+            f"{where}: its structure can't be analysed, as sizes inside it don't fit: "
+            f"{first_cause(error)}"
+        ) from error
+
+
+def _analyzed(graph: Graph, granularity: Granularity) -> Structure:
     shapes = Shapes(graph)
     run = Interpreter(graph, shapes, {})
     choices = {**(run.head_votes if granularity == "head" else {}), **run.group_votes}

@@ -179,6 +179,8 @@ class Interpreter:
 
     def fresh(self, size: int) -> Axis:
         """Return an axis with labels of its own."""
+        if not self.labels.has_room(size):
+            raise Unruled(f"it has too many indices ({size:,}) to be told apart")
         return () if size == 1 else ax.labelled(self.labels.fresh(size))
 
     def reshape(self, axes: Axes, sizes: Sequence[int], node: ir.Node, block: str = "") -> Axes:
@@ -222,6 +224,9 @@ class Interpreter:
         if tensor.dtype not in FLOATING:
             reason = self.why(f"'{value.name}' holds {tensor.dtype.name.lower()}, not real numbers")
             return tuple(ax.plain(d, reason) for d in shape)
+        if not self.labels.has_room(sum(shape)):
+            reason = self.why(f"'{value.name}' has too many indices to be told apart")
+            return tuple(ax.plain(d, reason) for d in shape)
         return tuple(
             partner
             if (partner := partners.get(i, ())) and _can_stand_for(partner, size)
@@ -243,6 +248,16 @@ class Interpreter:
             self._fix_dims(value, f"network output '{value.name}'")
 
     def _step(self, node: ir.Node) -> None:
+        try:
+            self._interpret(node)
+        except Unruled as problem:
+            self._give_up(node, str(problem))
+        except Exception as error:
+            # ONNX's checker doesn't look at ranks and sizes: an invalid node fails in any way.
+            said = f" ({type(error).__name__}: {' '.join(str(error).split())})"
+            self._give_up(node, f"its inputs or attributes don't fit the operator{said}")
+
+    def _interpret(self, node: ir.Node) -> None:
         for value in _captured(node):
             self.fix_value(value, f"used inside {name(node)}")
             self._fix_dims(value, f"used inside {name(node)}")
@@ -251,12 +266,9 @@ class Interpreter:
             return
         self._fix_misused_dims(node)
         rule = RULES.get((node.domain, node.op_type))
-        try:
-            if rule is None:
-                raise Unruled("there is no rule for this operator")
-            rule(self, node)
-        except Unruled as problem:
-            self._give_up(node, str(problem))
+        if rule is None:
+            raise Unruled("there is no rule for this operator")
+        rule(self, node)
 
     def _give_up(self, node: ir.Node, why: str) -> None:
         """Fix all that a node touches: it costs prunability, never correctness."""

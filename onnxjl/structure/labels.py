@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 LabelArray = NDArray[np.int64]
 
+# Of one vector, and of all together: a network of 70 billion parameters has 30 million. What needs
+# more is an axis that the file merely claims to have.
+MOST_OF_ONE, MOST = 1 << 22, 1 << 26
+
 
 class Kind(IntFlag):
     """What a label turned out to be."""
@@ -37,6 +41,10 @@ class Labels:
         self.count = 0
         self._reasons: list[str] = [""]
         self._reason_numbers: dict[str, int] = {"": 0}
+
+    def has_room(self, size: int) -> bool:
+        """Return whether there can be so many new labels."""
+        return size <= MOST_OF_ONE and self.count + size <= MOST
 
     def fresh(self, size: int) -> LabelArray:
         """Return `size` new labels, each alone in its set."""

@@ -185,15 +185,9 @@ class Shapes:
                 opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
                 ir_version=10,
             )
-        except (
-            onnx.defs.SchemaError,
-            onnx.shape_inference.InferenceError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RuntimeError,
-        ):
-            return  # the shape stays unknown, which costs prunability only
+        except Exception:
+            # Whatever it is, the shape stays unknown, which costs prunability only.
+            return
         for name, kind in inferred.items():
             self._take(name, kind)
 
