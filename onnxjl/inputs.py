@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxjl.graph import Graph
 from onnxjl.proto import weightless
 
 BATCH, SIZE, STEP, LARGEST = 1, 16, 32, 1024
+LONGEST, MOST_ELEMENTS = 1 << 20, 1 << 26
 
 
 def graph_inputs(graph: Graph) -> list[ir.Value]:
@@ -70,7 +72,8 @@ def random_inputs(graph: Graph, *, seed: int = 0) -> dict[str, np.ndarray]:
     Raises
     ------
     DataError
-        An input isn't a tensor of numbers or booleans, or has no usable shape.
+        An input isn't a tensor of numbers or booleans, has no usable shape, or more than 2**26
+        elements.
     """
     generator = np.random.default_rng(seed)
     shapes = sample_shapes(graph)
@@ -80,6 +83,11 @@ def random_inputs(graph: Graph, *, seed: int = 0) -> dict[str, np.ndarray]:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
             raise DataError(f"input '{value.name}' is a {value.type}; give the inputs (--inputs)")
         shape, dtype = shapes[value.name], value.type.dtype
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise DataError(
+                f"input '{value.name}' has shape {list(shape)}: too large for random numbers; give "
+                "the inputs (inputs=, --inputs)"
+            )
         if dtype.is_integer() or dtype == ir.DataType.BOOL:
             array: np.ndarray = generator.integers(0, 2, shape)
         else:
@@ -138,6 +146,9 @@ def _works(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> boo
     for info in proto.graph.output:
         info.type.tensor_type.ClearField("shape")
     try:
+        plain = onnx.shape_inference.infer_shapes(proto).graph
+        if any(_is_long(info.type.tensor_type.shape) for info in plain.value_info):
+            return False
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except Exception:
         # onnx raises its own InferenceError, but also plain RuntimeError from single operators.
@@ -148,3 +159,8 @@ def _works(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> boo
         for dim in info.type.tensor_type.shape.dim
         if dim.HasField("dim_value")
     )
+
+
+def _is_long(shape: onnx.TensorShapeProto) -> bool:
+    """Whether a value is a list of so many elements that ONNX's data propagation takes too long."""
+    return len(shape.dim) == 1 and shape.dim[0].dim_value > LONGEST

@@ -19,6 +19,9 @@ from onnxjl.graph import Graph, subgraphs
 from onnxjl.proto import weightless
 from onnxjl.wire import split_weights
 
+# NumPy's arrays have no more.
+_MOST_AXES = 64
+
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Graph
 
 
@@ -152,6 +155,17 @@ def _from_proto(
 
 def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], name: str) -> ir.Model:
     """The model of a proto, its weights where `weights` says."""
+    names: set[str] = set()
+    for tensor in proto.graph.initializer:
+        if len(tensor.dims) > _MOST_AXES:
+            raise ModelError(
+                f"{name}: tensor '{tensor.name}' has {len(tensor.dims)} axes; {_MOST_AXES} at most "
+                "are treated"
+            )
+        # Neither onnx_ir nor ONNX's checker minds, and the last would win.
+        if tensor.name in names:
+            raise ModelError(f"{name}: two initializers are called '{tensor.name}'")
+        names.add(tensor.name)
     model = ir.serde.deserialize_model(proto)
     for index, data in weights.items():
         tensor = proto.graph.initializer[index]

@@ -1,4 +1,4 @@
-"""Damaged files give an error of ours, or a network: those that once did otherwise, and new ones."""
+"""Damaged files give an error of ours, or a network: those that once did not, and new ones."""
 
 from __future__ import annotations
 

@@ -28,11 +28,15 @@ from onnxjl.normalize.split import write_split_sizes
 from onnxjl.normalize.transposes import cancel_transposes
 from onnxjl.normalize.unshare import unshare_constants
 
+# The largest networks that are known have some ten thousand.
+_MOST_NODES = 1_000_000
+
 
 def inline_functions(model: ir.Model) -> ir.Model:
     """Replace calls of the model's own functions by their bodies."""
     if not model.functions:
         return model
+    _check_calls(model)
     for function in model.functions.values():
         # onnx_ir wants equal versions; ONNX's checker has made sure that these mean the same.
         function.opset_imports.update(
@@ -43,6 +47,32 @@ def inline_functions(model: ir.Model) -> ir.Model:
             }
         )
     return InlinePass()(model).model
+
+
+def _check_calls(model: ir.Model) -> None:
+    """Refuse functions that call each other so often that their bodies fill the memory."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+
+    def size(graph: ir.Graph | ir.Function) -> int:
+        return sum(sizes.get(node.op_identifier(), 1) for node in graph.all_nodes())
+
+    # ONNX's checker has made sure that no function calls itself, and that chains are short.
+    pending = dict(model.functions)
+    while pending:
+        ready = [
+            key
+            for key, function in pending.items()
+            if not any(node.op_identifier() in pending for node in function.all_nodes())
+        ]
+        if not ready:
+            raise ModelError(f"function '{next(iter(pending))[1]}' calls itself")
+        for key in ready:
+            sizes[key] = size(pending.pop(key))
+    if (total := size(model.graph)) > _MOST_NODES:
+        raise ModelError(
+            f"written out, the model's functions make {total:,} nodes; {_MOST_NODES:,} at most "
+            "are treated"
+        )
 
 
 Pass = Callable[[ir.Model], ir.Model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,16 @@ from onnxjl.normalize.surgery import Names, add_initializer, is_constant
 from onnxjl.proto import weightless
 
 # A folded result may not be larger than this (in bytes) unless what it is made of is; one that
-# `ConstantOfShape` fills costs nothing until it is written.
-_LIMIT, _FILL_LIMIT = 1 << 20, 1 << 30
+# `ConstantOfShape` fills costs nothing until it is written. All results together may take more
+# memory than this only if the weights do.
+_LIMIT, _FILL_LIMIT, _TOTAL_LIMIT = 1 << 20, 1 << 27, 1 << 28
+
+# Operators whose results are views: however large an input claims to be, they cost nothing.
+_VIEWS = frozenset("Expand Identity Slice Squeeze Transpose Unsqueeze".split())
+
+# What onnx's reference implementation computes element by element, in Python.
+_SLOW = frozenset("GatherND Pad Resize ReverseSequence ScatterElements ScatterND".split())
+_SLOW_LIMIT = 1 << 16
 
 # Initializers up to this size (in bytes) may be stored twice.
 _SMALL = 4096
@@ -96,7 +105,9 @@ def _infer(model: ir.Model) -> None:
             output.shape = None
             if output not in declared:
                 output.type = None
-    inferred = onnx.shape_inference.infer_shapes(weightless(model), data_prop=True).graph
+    # Without its data propagation, which writes out every 1-D value, however long it says it is;
+    # the walk that follows computes with shapes itself.
+    inferred = onnx.shape_inference.infer_shapes(weightless(model)).graph
     found = {info.name: info.type for info in [*inferred.value_info, *inferred.output]}
     for node in graph:
         for output in node.outputs:
@@ -145,6 +156,9 @@ class _Walk:
         self.sizes: dict[ir.Value, np.ndarray] = {}
         self.single: dict[Polynomial, ir.Value] = {}
         self.improved: set[ir.Value] = set()
+        tensors = [value.const_value for value in model.graph.initializers.values()]
+        stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        self.left = max(_TOTAL_LIMIT, 4 * stored)
         self.declared = {
             dim.value
             for value in model.graph.inputs
@@ -365,18 +379,32 @@ class _Walk:
         if node.op_type == "Gather" and present[0].roots and present[0].array.dtype.kind != "i":
             return
         arrays = [None if known is None else known.array for known in inputs]
-        budget = max(_LIMIT, 2 * sum(known.array.nbytes for known in present))
-        if node.op_type == "ConstantOfShape":
+        budget = max(_LIMIT, 2 * sum(_memory(known.array) for known in present))
+        if node.op_type in _SLOW:
+            budget = _SLOW_LIMIT
+        claimed = sum(known.array.nbytes for known in present)
+        if claimed > budget and node.op_type not in _VIEWS:
+            return
+        if node.op_type in ("ConstantOfShape", "Expand"):
             budget = _FILL_LIMIT
-        if _expected_bytes(node, self.dims(node.outputs[0])) > budget:
+        elif node.op_type in _VIEWS:
+            budget = max(budget, claimed)
+        budget = min(budget, self.left)
+        if (
+            _expected_bytes(node, self.dims(node.outputs[0])) > budget
+            or _asked_elements(node, arrays) * present[0].array.itemsize > budget
+        ):
             return
         try:
             outputs = evaluate(node, arrays, self.opset)
         except Exception:
             # Invalid operands; onnxruntime is to say so, should the node ever run.
             return
-        if outputs is None or sum(output.nbytes for output in outputs) > budget:
+        made = 0 if outputs is None else sum(output.nbytes for output in outputs)
+        if outputs is None or made > budget:
             return
+        if node.op_type not in _VIEWS or 0 in outputs[0].strides:
+            self.left -= made
         roots = frozenset().union(*(known.roots for known in present))
         origin = None
         if node.op_type in _REARRANGED and present[0].origin is not None:
@@ -560,9 +588,40 @@ class _Walk:
         value.replace_all_uses_with(add_initializer(self.graph, name, array))
 
 
-def _expected_bytes(node: ir.Node, dims: Dims | None) -> int:
+def _memory(array: np.ndarray) -> int:
+    """Bytes that an array takes, however often its elements are seen."""
+    sizes = zip(array.shape, array.strides, strict=True)
+    return math.prod(size for size, stride in sizes if stride) * array.itemsize
+
+
+def _asked_elements(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> float:
+    """Elements, or steps, that the values of inputs ask for; 0 where shapes tell."""
+    given = [array for array in arrays if array is not None]
+    if node.op_type == "Einsum":
+        return math.prod(float(array.size) for array in given)  # All combinations of indices.
+    if node.op_type not in ("OneHot", "Pad", "Range", "Resize", "Tile") or len(given) < 2:
+        return 0
+    numbers = [np.abs(array.astype(np.float64)) for array in given]
+    if node.op_type == "Range":
+        distance = numbers[1].max() + numbers[0].max()
+        asked = distance / numbers[-1].max() if numbers[-1].any() else math.inf
+    elif node.op_type == "OneHot":
+        asked = given[0].size * numbers[1].max(initial=0)
+    elif node.op_type == "Pad":
+        pads = numbers[1][: given[0].ndim].tolist()
+        asked = math.prod(size + pad for size, pad in zip(given[0].shape, pads, strict=False))
+    else:
+        # Repeats, scales or sizes; those of sizes count the elements that there are once too often.
+        asked = given[0].size * math.prod(np.maximum(numbers[-1], 1).reshape(-1).tolist())
+    # What isn't a number asks for more than there is.
+    return math.inf if math.isnan(asked) else float(asked)
+
+
+def _expected_bytes(node: ir.Node, dims: Dims | None) -> float:
     if dims is None or not all(isinstance(dim, int) for dim in dims):
         return 0
+    if any(dim < 0 for dim in dims):  # type: ignore[operator]
+        return math.inf  # An overflow in ONNX's inference.
     dtype = node.outputs[0].dtype
     size = 1
     for dim in dims:

@@ -8,6 +8,9 @@ from itertools import count
 Monomial = tuple[str, ...]
 _unknowns = count()
 
+# Sizes in networks are sums of a few products; what grows beyond is given up.
+_MOST_TERMS, _MOST_FACTORS, _LARGEST = 64, 16, 1 << 63
+
 
 class Polynomial:
     """An integer polynomial over named sizes, immutable and never a mere number.
@@ -18,8 +21,9 @@ class Polynomial:
 
     Notes
     -----
-    `+`, `-` and `*` are exact, and return an int where the result is one. Names stand for
-    dimensions, which aren't negative, except for those that `unknown` makes.
+    `+`, `-` and `*` are exact, and return an int where the result is one; what has more than 64
+    terms or 16 factors becomes `unknown`. Names stand for dimensions, which aren't negative, except
+    for those that `unknown` makes.
     """
 
     __slots__ = ("_bounded", "_terms")
@@ -145,6 +149,11 @@ def _terms(value: object) -> Mapping[Monomial, int]:
 
 def _number_or_polynomial(terms: dict[Monomial, int]) -> int | Polynomial:
     terms = {names: coefficient for names, coefficient in terms.items() if coefficient}
+    if len(terms) > _MOST_TERMS or any(
+        len(names) > _MOST_FACTORS or abs(coefficient) >= _LARGEST
+        for names, coefficient in terms.items()
+    ):
+        return Polynomial.unknown()
     if not terms:
         return 0
     if len(terms) == 1 and () in terms:

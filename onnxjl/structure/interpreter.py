@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxjl.graph import FLOATING, Graph, subgraphs
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axes, Axis
-from onnxjl.structure.labels import Kind, Labels
+from onnxjl.structure.labels import MOST_OF_ONE, Kind, Labels, TooMany
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import RULES, Unruled
 from onnxjl.structure.shapes import Shapes, evaluate
@@ -250,7 +250,7 @@ class Interpreter:
     def _step(self, node: ir.Node) -> None:
         try:
             self._interpret(node)
-        except Unruled as problem:
+        except (Unruled, TooMany) as problem:
             self._give_up(node, str(problem))
         except Exception as error:
             # ONNX's checker doesn't look at ranks and sizes: an invalid node fails in any way.
@@ -268,7 +268,20 @@ class Interpreter:
         rule = RULES.get((node.domain, node.op_type))
         if rule is None:
             raise Unruled("there is no rule for this operator")
+        for value in node.outputs:
+            longest = max(self.shapes.sizes.get(value.name or "", ()), default=0)
+            if longest > MOST_OF_ONE and self._carries_labels(node):
+                raise TooMany(f"'{value.name}' has too many indices ({longest:,}) to be told apart")
         rule(self, node)
+
+    def _carries_labels(self, node: ir.Node) -> bool:
+        """Return whether an input of a node has units, or is a weight that will have some."""
+        for value in node.inputs:
+            if value is not None and value.name:
+                axes = self.axes.get(value.name)
+                if value.is_initializer() if axes is None else any(map(ax.has_labels, axes)):
+                    return True
+        return False
 
     def _give_up(self, node: ir.Node, why: str) -> None:
         """Fix all that a node touches: it costs prunability, never correctness."""

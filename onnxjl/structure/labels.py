@@ -14,6 +14,14 @@ LabelArray = NDArray[np.int64]
 MOST_OF_ONE, MOST = 1 << 22, 1 << 26
 
 
+# Unions of single labels in one analysis.
+MOST_UNIONS = 1 << 28
+
+
+class TooMany(Exception):  # noqa: N818 - an answer: the caller fixes what the node touches
+    """An axis has more indices than can be told apart."""
+
+
 class Kind(IntFlag):
     """What a label turned out to be."""
 
@@ -38,6 +46,7 @@ class Labels:
         self._inexact = np.zeros(1024, dtype=np.int32)
         self._kind = np.zeros(1024, dtype=np.int8)
         self._pending: list[tuple[LabelArray, LabelArray]] = []
+        self._unions = 0
         self.count = 0
         self._reasons: list[str] = [""]
         self._reason_numbers: dict[str, int] = {"": 0}
@@ -77,6 +86,9 @@ class Labels:
         """Unite the sets of `a` and `b` elementwise; the arrays broadcast."""
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
+        self._unions += a.size
+        if self._unions > MOST_UNIONS:
+            raise TooMany("the network has too many indices to be told apart")
         self._pending.append((a.reshape(-1), b.reshape(-1)))
 
     def _settle(self) -> None:

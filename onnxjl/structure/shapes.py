@@ -129,7 +129,7 @@ class Shapes:
         proto = onnx.ModelProto(ir_version=10, graph=graph)
         for domain, version in model.opset_imports.items():
             proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto)  # No data propagation: see `fold`.
         for info in (*inferred.graph.value_info, *inferred.graph.output):
             self._take(info.name, info.type)
 

@@ -24,7 +24,6 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 COUNTS = HERE / "counts.json"

@@ -16,6 +16,11 @@ class _Nowhere:
 
 def outcome(data: bytes) -> str:
     """Return how far a file came: "pruned", or the error's name; other exceptions escape."""
+    return steps(data)[0]
+
+
+def steps(data: bytes) -> tuple[str, str]:
+    """Return the same with the error's message."""
     try:
         graph = onnxjl.normalize(onnxjl.load(data))
         kinds = {group.kind for group in onnxjl.groups(graph, granularity="head-dim")}
@@ -23,5 +28,5 @@ def outcome(data: bytes) -> str:
         small = onnxjl.prune(graph, amount=0.3, granularity=granularity)
         write(small, _Nowhere())
     except OnnxjlError as error:
-        return type(error).__name__
-    return "pruned"
+        return type(error).__name__, str(error)
+    return "pruned", ""
