@@ -166,6 +166,13 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], nam
         if tensor.name in names:
             raise ModelError(f"{name}: two initializers are called '{tensor.name}'")
         names.add(tensor.name)
+        for entry in tensor.external_data:
+            number = entry.key in ("offset", "length")
+            if number and not (entry.value.isascii() and entry.value.isdecimal()):
+                raise ExternalDataError(
+                    f"{name}: external data of '{tensor.name}' has {entry.key} {entry.value!r}; "
+                    "expected a number of bytes"
+                )
     model = ir.serde.deserialize_model(proto)
     for index, data in weights.items():
         tensor = proto.graph.initializer[index]
@@ -282,23 +289,29 @@ def _check_numbers(tensor: ir.TensorProtocol, name: str) -> None:
         ) from error
 
 
-def _tensors(graph: ir.Graph) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
-    """Every tensor of a graph and its subgraphs, with its initializer where it has one."""
-    for inner in [graph, *graph.subgraphs()]:
-        for value in inner.initializers.values():
-            if value.const_value is not None:
-                yield value, value.const_value
-        for node in inner:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield None, attribute.value
+def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
+    """Every tensor of a model, functions included, with its initializer where it has one."""
+    functions = [function.graph for function in model.functions.values()]
+    for graph in (model.graph, *functions):
+        for inner in (graph, *graph.subgraphs()):
+            for value in inner.initializers.values():
+                if value.const_value is not None:
+                    yield value, value.const_value
+            for node in inner:
+                for attribute in node.attributes.values():
+                    if attribute.is_ref():
+                        continue
+                    if attribute.type == ir.AttributeType.TENSOR:
+                        yield None, attribute.value
+                    elif attribute.type == ir.AttributeType.TENSORS:
+                        yield from ((None, tensor) for tensor in attribute.value)
 
 
 def _locate_external(
     model: ir.Model, name: str, folder: Path | None, allowed: Sequence[Path]
 ) -> None:
     """Make sure that every external tensor is there, whole, and in an allowed folder."""
-    for value, tensor in _tensors(model.graph):
+    for value, tensor in _tensors(model):
         if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
             _check_size(tensor, len(tensor.raw.raw_data), tensor.nbytes, name)
         elif isinstance(tensor, ir.serde.TensorProtoTensor):
@@ -314,8 +327,14 @@ def _locate_external(
                 "load the model by its path"
             )
         bases = [base] if base is not None else list(allowed)
-        path = next((p for b in bases if (p := b / location).exists()), bases[0] / location)
-        real = path.resolve()
+        try:
+            path = next((p for b in bases if (p := b / location).exists()), bases[0] / location)
+            real = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # A null byte, too long, a loop.
+            reason = getattr(error, "strerror", None) or error
+            raise ExternalDataError(
+                f"{where} can't lie in {tensor.location!r}: {reason}"
+            ) from error
         roots = [root.resolve() for root in ([base] if base is not None else []) + list(allowed)]
         if not any(real.is_relative_to(root) for root in roots):
             raise ExternalDataError(

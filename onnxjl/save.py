@@ -130,7 +130,7 @@ def save(
             write(graph, temporary.file)
             outcome = finish(temporary)
             temporary.rename(target)
-        _remove_unnamed(old)
+        _remove_unnamed(old, graph)
         return Saved(target, None, target.stat().st_size, outcome)
 
 
@@ -275,7 +275,7 @@ def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outc
             outcome = finish(temporary)
             temporary.rename(target)
     if old != data:
-        _remove_unnamed(old)
+        _remove_unnamed(old, graph)
     return Saved(target, data, target.stat().st_size + data.stat().st_size, outcome)
 
 
@@ -414,12 +414,15 @@ def _marked_data(target: Path) -> Path | None:
     return data if data is not None and data.is_file() and not data.is_symlink() else None
 
 
-def _remove_unnamed(data: Path | None) -> None:
+def _remove_unnamed(data: Path | None, graph: Graph) -> None:
     """Remove a data file that we wrote, if no model in its folder names it any more."""
     if data is None:
         return
     # A model that can't be read may name it.
     with contextlib.suppress(OSError):
+        # The graph that was saved may still be reading its weights from there.
+        if any(file.exists() and data.samefile(file) for file in input_files(graph)):
+            return
         for model in data.parent.glob("*.onnx"):
             if model.is_file() and _holds(model, data.name.encode()):
                 return

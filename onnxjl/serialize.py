@@ -151,7 +151,12 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
                 f"external data of '{tensor.name}' are no longer there: {tensor.path}"
             )
         # Copied from file to file in pieces, so that its pages never count as ours.
-        tensor.tofile(_Chunks(file))
+        try:
+            tensor.tofile(_Chunks(file))
+        except ValueError as error:  # It isn't the file that was allowed any more.
+            raise ExternalDataError(
+                f"external data of '{tensor.name}' were exchanged: {error}"
+            ) from error
     elif tensor.dtype.bitwidth % 8 == 0 and np.little_endian:
         array = np.ascontiguousarray(tensor.numpy())
         file.write(array.reshape(-1).view(np.uint8).data)

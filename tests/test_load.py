@@ -373,6 +373,97 @@ def test_external_data_outside_the_folder(tmp_path, kind):
     np.testing.assert_array_equal(load(path, allow_external=[str(tmp_path)]).weight("w"), WEIGHT)
 
 
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("", "isn't a file"),
+        (".", "isn't a file"),
+        ("..", "outside the model's folder"),
+        ("weights.bin/../../x", "outside the model's folder"),
+        ("inner/../../secret", "outside the model's folder"),
+        ("/dev/zero", "outside the model's folder"),
+        ("a\0b", "can't lie in .*null byte"),
+        ("n" * 300, "can't lie in .*: File name too long"),
+        ("loop", "can't lie in 'loop'|outside|is missing"),
+        ("..\\weights.bin", "is missing|outside"),
+    ],
+)
+def test_locations_that_no_honest_file_has(tmp_path, location, message):
+    path = external(tmp_path / "model", location, data=tmp_path / "model" / "weights.bin")
+    (tmp_path / "model" / "inner").mkdir()
+    (tmp_path / "model" / "loop").symlink_to("loop")
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    with pytest.raises(ExternalDataError, match=message):
+        load(path)
+
+
+def test_the_case_of_a_location_counts_where_the_file_system_says_so(tmp_path):
+    path = external(tmp_path, "WEIGHTS.bin", data=tmp_path / "weights.bin")
+    if (tmp_path / "WEIGHTS.BIN").exists():
+        np.testing.assert_array_equal(load(path).weight("w"), WEIGHT)
+    else:
+        with pytest.raises(ExternalDataError, match="is missing"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"offset": -1}, "has offset '-1'; expected a number of bytes"),
+        ({"length": -8000}, "has length '-8000'; expected a number of bytes"),
+        ({"offset": "1e3"}, "has offset '1e3'"),
+        ({"offset": "٣"}, "has offset"),
+        ({"offset": 1 << 62}, "needs bytes 4611686018427387904 to .*, which has 8000"),
+        ({"length": 1 << 62}, "has 4611686018427387904 bytes, but type FLOAT"),
+    ],
+)
+def test_offsets_and_lengths_that_no_file_has(tmp_path, entry, message):
+    with pytest.raises(ExternalDataError, match=message):
+        load(external(tmp_path, "weights.bin", **entry))
+
+
+def test_data_of_functions_and_constants_are_looked_at_too(tmp_path):
+    (tmp_path / "secret").write_bytes(np.ones(4, np.float32).tobytes())
+    text = """<ir_version: 9, opset_import: ["" : 18, "local" : 1]>
+        g (float[N, 4] x) => (float[N, 4] y) { y = local.f (x) }
+        <domain: "local", opset_import: ["" : 18]>
+        f (v) => (o) { c = Constant <value = float[4] {1, 2, 3, 4}> () o = Add (v, c) }"""
+    model = onnx.parser.parse_model(text)
+    constant = model.functions[0].node[0].attribute[0].t
+    constant.ClearField("float_data")
+    constant.data_location = TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value=str(tmp_path / "secret"))
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExternalDataError, match="outside the model's folder"):
+        load(path)
+    with pytest.raises(ExternalDataError, match="only initializers may be outside"):
+        load(path, allow_external=[tmp_path])
+
+
+def test_two_initializers_of_one_name():
+    model = linear()
+    model.graph.initializer.append(model.graph.initializer[0])
+    with pytest.raises(ModelError, match="two initializers are called 'w'"):
+        load(model)
+
+
+def test_numbers_one_by_one_that_are_too_few():
+    model = linear()
+    model.graph.initializer.append(helper.make_tensor("b", TensorProto.FLOAT, [2], [1, 2]))
+    model.graph.initializer[1].dims[0] = 3
+    with pytest.raises(ModelError, match=r"tensor 'b' of type FLOAT and shape \[3\] holds other"):
+        load(model)
+
+
+def test_a_tensor_of_more_axes_than_numpy_has():
+    model = linear()
+    model.graph.initializer.append(helper.make_tensor("b", TensorProto.FLOAT, [1] * 65, [1]))
+    with pytest.raises(ModelError, match="tensor 'b' has 65 axes; 64 at most"):
+        load(model)
+
+
 def test_links_inside_the_folder_are_fine(tmp_path):
     path = external(tmp_path, "weights.bin", data=tmp_path / "blobs" / "1234")
     (tmp_path / "weights.bin").symlink_to(tmp_path / "blobs" / "1234")

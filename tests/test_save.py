@@ -384,6 +384,33 @@ def test_weights_that_went_away_are_named(proto, tmp_path):
     assert state(tmp_path).keys() == {"in.onnx"}
 
 
+def test_weights_that_were_exchanged_for_a_link_are_not_written(proto, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(
+        proto, folder / "in.onnx", save_as_external_data=True, location="in.w", size_threshold=0
+    )
+    graph = load(folder / "in.onnx")
+    (folder / "in.w").rename(tmp_path / "secret")
+    (folder / "in.w").symlink_to(tmp_path / "secret")
+    for external in (False, True):
+        with pytest.raises(ExternalDataError, match="were exchanged"):
+            save(graph, folder / "out.onnx", external=external, check=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["in.onnx", "in.w"]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_the_data_that_a_graph_still_reads_stay(proto, external, tmp_path):
+    """Where the replaced model is a copy of the one that was loaded, and that one is gone."""
+    data = save(load(proto), tmp_path / "a.onnx", check=False, external=True).data
+    graph = load(tmp_path / "a.onnx")
+    (tmp_path / "a.onnx").rename(tmp_path / "b.onnx")
+    expected = data.read_bytes()
+    save(graph, tmp_path / "b.onnx", check=False, external=external, force=True)
+    assert data.read_bytes() == expected
+    np.testing.assert_array_equal(graph.weight("first.weight"), load(proto).weight("first.weight"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_saving_external_weights_needs_no_memory_for_them(tmp_path):
     size = 200_000_000
