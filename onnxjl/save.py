@@ -254,20 +254,22 @@ def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outc
     old = _marked_data(target)
     offsets: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        with _Temporary(target) as temporary:
-            sink = _Hashing(temporary.file)
-            for name, tensor in weights(graph):
-                sink.write(bytes(-sink.count % _ALIGNMENT))
-                offsets[name] = sink.count
-                write_tensor(tensor, sink)
-            temporary.flush()
-            data = target.with_name(f"{target.stem}.{sink.digest}.data")
-            # Its name tells its content: a file that is there already is the same, or not ours.
-            if not data.exists():
-                stack.enter_context(_removed_on_error(data, target))
-                temporary.rename(data)
-            elif not data.is_file() or _digest(data) != sink.digest:
-                raise OutputError(f"{data}: exists and isn't ours; move it away")
+        # Its lock is held to the end, so that no other process takes the data for abandoned.
+        temporary = stack.enter_context(_Temporary(target))
+        sink = _Hashing(temporary.file)
+        for name, tensor in weights(graph):
+            sink.write(bytes(-sink.count % _ALIGNMENT))
+            offsets[name] = sink.count
+            write_tensor(tensor, sink)
+        temporary.flush()
+        data = target.with_name(f"{target.stem}.{sink.digest}.data")
+        # Its name tells its content: a file that is there already is the same, or not ours.
+        known = data.exists()
+        if known and (not data.is_file() or _digest(data) != sink.digest):
+            raise OutputError(f"{data}: exists and isn't ours; move it away")
+        temporary.rename(data)
+        if not known:
+            stack.enter_context(_removed_on_error(data, target))
         proto = skeleton(graph, lambda name, tensor: (data.name, offsets[name]))
         proto.metadata_props.add(key=MARK, value=data.name)
         with _Temporary(target) as temporary:
@@ -388,10 +390,12 @@ def _as_output_error(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _removed_on_error(data: Path, target: Path) -> Iterator[None]:
     """Remove the new data file if the model that names it didn't get its name."""
+    made = data.stat().st_ino
     try:
         yield
     except BaseException:
-        if _marked_data(target) != data:
+        # Another process may have put an equal one in its place, for a model of its own.
+        if _marked_data(target) != data and data.exists() and data.stat().st_ino == made:
             data.unlink(missing_ok=True)
         raise
 
@@ -423,10 +427,16 @@ def _remove_unnamed(data: Path | None, graph: Graph) -> None:
         # The graph that was saved may still be reading its weights from there.
         if any(file.exists() and data.samefile(file) for file in input_files(graph)):
             return
-        for model in data.parent.glob("*.onnx"):
-            if model.is_file() and _holds(model, data.name.encode()):
+        with data.open("rb") as file:
+            # Locked, or another file by now: a process is about to write a model that names it.
+            if not _lock(file.fileno()) or not os.path.samestat(
+                os.fstat(file.fileno()), data.stat()
+            ):
                 return
-        data.unlink()
+            for model in data.parent.glob("*.onnx"):
+                if model.is_file() and _holds(model, data.name.encode()):
+                    return
+            data.unlink()
 
 
 def _holds(path: Path, text: bytes) -> bool:

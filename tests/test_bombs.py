@@ -25,7 +25,7 @@ SECONDS, BYTES = 60, 1 << 30
 
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[Isolated]:
-    with Isolated(SECONDS) as process:
+    with Isolated(10 * SECONDS) as process:
         yield process
 
 
@@ -510,6 +510,7 @@ def check(isolated: Isolated, make: Callable[[], onnx.ModelProto], outcome: str)
     cost = isolated.cost(data)
     assert cost.outcome == outcome, cost.message
     assert cost.peak < BYTES
+    assert cost.seconds < SECONDS
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Cost:
     Parameters
     ----------
     outcome : as the pipeline says, with the message; "killed" where the process is no more.
-    seconds : wall-clock time.
+    seconds : of the processor.
     peak : bytes that its memory grew by at most, file-backed pages included.
     """
 
@@ -39,7 +39,7 @@ class Isolated:
 
     Parameters
     ----------
-    seconds : that a file may take.
+    seconds : that a file may take, on the clock: longer than on an idle machine.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -120,12 +120,12 @@ def _serve() -> None:
     while header := sys.stdin.buffer.read(8):
         data = sys.stdin.buffer.read(*struct.unpack("<q", header))
         forget_peak()
-        before, start = memory("VmRSS"), time.monotonic()
+        before, start = memory("VmRSS"), time.process_time()
         try:
             result, message = steps(data)
         except Exception as error:
             result, message = "escaped", repr(error)[:500]
-        seconds, peak = time.monotonic() - start, memory("VmHWM") - before
+        seconds, peak = time.process_time() - start, memory("VmHWM") - before
         cost = {"outcome": result, "message": message, "seconds": seconds, "peak": peak}
         print(json.dumps(cost), file=answers)
 
