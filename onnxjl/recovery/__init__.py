@@ -31,7 +31,7 @@ def recover(graph: Graph, method: Recovery, calibration: Any, *, batch_size: int
     Raises
     ------
     UsageError : an unknown method, no calibration data, or a graph that wasn't pruned.
-    DataError : the data don't fit the inputs.
+    DataError : the data don't fit the inputs, or activations on them aren't finite.
     """
     check_request(method, calibration)
     if graph.plan is None or graph.source is None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl.data import batches
-from onnxjl.errors import UsageError
+from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.progress import progress
 from onnxjl.recovery.stream import Stream
@@ -30,6 +30,7 @@ def estimate(graph: Graph, calibration: Any, *, batch_size: int = 64) -> Graph:
     Raises
     ------
     UsageError : the network has no batch normalization (exporters fold it by default).
+    DataError : activations aren't finite, or statistics overflow their type.
 
     Source: Li et al. 2020, EagleEye (adaptive batch normalization), section 3.
     """
@@ -61,6 +62,7 @@ def _moments(stream: Stream, value: ir.Value) -> tuple[np.ndarray, np.ndarray]:
     squares: np.ndarray | float = 0.0
     for (array,) in stream.batches(value):
         rows = np.moveaxis(array, 1, -1).reshape(-1, array.shape[1]).astype(np.float64)
+        check_finite(rows, value.name)
         count += len(rows)
         total = total + rows.sum(axis=0)
         squares = squares + np.square(rows).sum(axis=0)
@@ -68,10 +70,25 @@ def _moments(stream: Stream, value: ir.Value) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(np.asarray(squares) / count - mean**2, 0.0)
 
 
+def check_finite(array: np.ndarray, name: str | None) -> None:
+    """Raise `DataError` if what was computed from activations isn't finite."""
+    if not np.isfinite(array).all():
+        raise DataError(
+            f"'{name}' isn't finite on the calibration data; look for NaN or infinity in these, "
+            "or in the network's weights"
+        )
+
+
 def set_weight(value: ir.Value, array: np.ndarray) -> None:
-    """Replace an initializer, in its own type."""
+    """Replace an initializer, in its own type; raise `DataError` if that is too small for it."""
     tensor = value.const_value
     assert tensor is not None
-    cast = np.ascontiguousarray(array).astype(tensor.dtype.numpy())
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array).astype(tensor.dtype.numpy())
+    if not np.isfinite(cast.astype(np.float64)).all():
+        raise DataError(
+            f"recovery gives '{value.name}' values that {tensor.dtype.name.lower()} can't hold; "
+            "convert the network to float32 first"
+        )
     value.const_value = ir.Tensor(cast, dtype=tensor.dtype, name=value.name)
     value.shape = ir.Shape(cast.shape)

@@ -23,6 +23,7 @@ from onnxjl.data import batches
 from onnxjl.graph import Graph
 from onnxjl.masks import masked_names
 from onnxjl.progress import progress
+from onnxjl.recovery.batch_normalization import check_finite
 from onnxjl.recovery.layers import Layer, layers_to_solve
 from onnxjl.recovery.matrices import Float, channels_last, matrix_of
 from onnxjl.recovery.stream import Stream
@@ -45,6 +46,10 @@ def refit(graph: Graph, calibration: Any, *, batch_size: int = 64) -> Graph:
     Returns
     -------
     The graph with other weights and biases; its structure doesn't change.
+
+    Raises
+    ------
+    DataError : activations aren't finite, or a weight overflows its type.
     """
     assert graph.source is not None
     assert graph.plan is not None
@@ -80,7 +85,10 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
         if layer.other is not None:
             wanted = (wanted - channels_last(here[1], layer.node) - shift) / scale
         count = int(limit * len(here[0]) / total) + 1
-        fit.add(*matrix.sample(here[0], wanted, count, random))
+        rows, outputs = matrix.sample(here[0], wanted, count, random)
+        check_finite(rows, layer.reads[0].name)
+        check_finite(outputs, layer.target.name)
+        fit.add(rows, outputs)
     value = layer.node.inputs[1]
     held = value is not None and value.name in masked_names(small.graph.model)
     solved, constant = fit.solve(live=weight != 0 if held else None)
