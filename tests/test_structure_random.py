@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from oracle import difference, run
 from proof import PLANS, TOLERANCE, Keep, prove
 from text_networks import inputs
 
-from onnxjl import normalize
+from onnxjl import Plan, apply, normalize
 from onnxjl.structure import Granularity, analyze
 
 
@@ -288,6 +290,171 @@ def attention(b: Builder) -> None:
     b.note(made, size, height, width)
 
 
+def depth_and_space(b: Builder) -> None:
+    """Move channels to space, or back."""
+    name, (channels, height, width) = b.pick(3)
+    if channels % 4 == 0 and height <= 4:
+        mode = b.draw(st.sampled_from(["DCR", "CRD"]))
+        (made,) = b.add("DepthToSpace", [name], blocksize=2, mode=mode)
+        b.note(made, channels // 4, 2 * height, 2 * width)
+    elif height % 2 == 0 and width % 2 == 0 and channels <= 6:
+        (made,) = b.add("SpaceToDepth", [name], blocksize=2)
+        b.note(made, channels * 4, height // 2, width // 2)
+
+
+def pad(b: Builder) -> None:
+    """Pad space, and channels too if the draw says so."""
+    name, (channels, height, width) = b.pick(3)
+    if height > 8:
+        return
+    more = b.integer(0, 2)
+    mode = "constant" if more else b.draw(st.sampled_from(["constant", "edge"]))
+    (made,) = b.add("Pad", [name, b.integers([0, more, 1, 0, 0, 0, 0, 1])], mode=mode)
+    b.note(made, channels + more, height + 1, width + 1)
+
+
+def resize(b: Builder) -> None:
+    name, (channels, height, width) = b.pick(3)
+    if height > 4:
+        return
+    mode = b.draw(st.sampled_from(["nearest", "linear"]))
+    if b.draw(st.booleans()):
+        scales = b._constant(np.array([1, 1, 2, 2], np.float32))
+        (made,) = b.add("Resize", [name, "", scales], mode=mode)
+    else:
+        (shape,) = b.add("Shape", [name], start=0, end=2)
+        (sizes,) = b.add("Concat", [shape, b.integers([2 * height, 2 * width])], axis=0)
+        (made,) = b.add("Resize", [name, "", "", sizes], mode=mode)
+    b.note(made, channels, 2 * height, 2 * width)
+
+
+def tile(b: Builder) -> None:
+    """Repeat channels or positions."""
+    name, (channels, height, width) = b.pick(3)
+    along = b.draw(st.sampled_from([1, 3]))
+    if channels > 8 or width > 6:
+        return
+    repeats = [2 if axis == along else 1 for axis in range(4)]
+    (made,) = b.add("Tile", [name, b.integers(repeats)])
+    b.note(made, channels * repeats[1], height, width * repeats[3])
+
+
+def expand(b: Builder) -> None:
+    """Channels' means spread over space again, by numbers or by the shape of what they are of."""
+    name, (channels, height, width) = b.pick(3)
+    reduce = b.draw(st.sampled_from(["ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2"]))
+    (mean,) = b.add(reduce, [name, b.integers([2, 3])], keepdims=1)
+    if b.draw(st.booleans()):
+        shape = b.integers([1, channels if b.draw(st.booleans()) else 1, height, width])
+    else:
+        (shape,) = b.add("Shape", [name])
+    (made,) = b.add("Expand", [mean, shape])
+    b.note(made, channels, height, width)
+
+
+def squeeze(b: Builder) -> None:
+    """Means over one axis without that axis, and the axis back."""
+    name, (channels, height, width) = b.pick(3)
+    (mean,) = b.add("ReduceMean", [name, b.integers([3])], keepdims=1)
+    (less,) = b.add("Squeeze", [mean, b.integers([3])])
+    (made,) = b.add("Unsqueeze", [less, b.integers([-1])])
+    (made,) = b.add("Sub", [name, made])
+    b.note(made, channels, height, width)
+
+
+def einsum(b: Builder) -> None:
+    name, (channels, height, width) = b.pick(3)
+    out = b.integer(1, 6)
+    equation = b.draw(st.sampled_from(["nchw,ck->nkhw", "nchw,kc->nkhw"]))
+    shape = (channels, out) if equation.startswith("nchw,ck") else (out, channels)
+    (made,) = b.add("Einsum", [name, b.weight(*shape)], equation=equation)
+    b.note(made, out, height, width)
+
+
+def instance_norm(b: Builder) -> None:
+    name, (channels, height, width) = b.pick(3)
+    if height * width < 4:
+        return
+    (made,) = b.add("InstanceNormalization", [name, b.weight(channels), b.weight(channels)])
+    b.note(made, channels, height, width)
+
+
+def group_norm(b: Builder) -> None:
+    """As PyTorch writes it: an instance normalization of groups."""
+    name, (channels, height, width) = b.pick(3)
+    groups = b.draw(st.sampled_from(divisors(channels)))
+    if channels // groups * height * width < 4:
+        return
+    (made,) = b.add("Reshape", [name, b.integers([0, groups, -1])])
+    ones = b._constant(np.ones(groups, np.float32))
+    zeros = b._constant(np.zeros(groups, np.float32))
+    (made,) = b.add("InstanceNormalization", [made, ones, zeros])
+    (shape,) = b.add("Shape", [name])
+    (made,) = b.add("Reshape", [made, shape])
+    (made,) = b.add("Mul", [made, b.weight(channels, 1, 1)])
+    b.note(made, channels, height, width)
+
+
+def over_channels(b: Builder) -> None:
+    """What takes statistics over channels, which is then inexact."""
+    name, (channels, height, width) = b.pick(3)
+    operator = b.draw(st.sampled_from(["Softmax", "LpNormalization", "LRN", "CumSum"]))
+    if operator == "LRN":
+        (made,) = b.add(operator, [name], size=3)
+    elif operator == "CumSum":
+        (made,) = b.add(operator, [name, b._constant(np.array(1, np.int64))])
+    else:
+        (made,) = b.add(operator, [name], axis=1)
+    b.note(made, channels, height, width)
+
+
+def scale(b: Builder) -> None:
+    """One number for each channel, or for all of them; or slopes."""
+    name, (channels, height, width) = b.pick(3)
+    shape = b.draw(st.sampled_from([(channels, 1, 1), (1, 1, 1), (1,), (1, channels, 1, 1)]))
+    operator = b.draw(st.sampled_from(["Add", "Mul", "Sub", "PRelu", "Min"]))
+    (made,) = b.add(operator, [name, b.weight(*shape)])
+    b.note(made, channels, height, width)
+
+
+def recurrent(b: Builder) -> None:
+    """A recurrent cell over columns, with its last state or all of them."""
+    name, (channels, height, width) = b.pick(3)
+    if channels * height > 48:
+        return
+    operator, gates = b.draw(st.sampled_from([("RNN", 1), ("GRU", 3), ("LSTM", 4)]))
+    hidden, size = b.integer(1, 4), channels * height
+    directions = b.integer(1, 2)
+    (made,) = b.add("Transpose", [name], perm=[3, 0, 1, 2])
+    (made,) = b.add("Reshape", [made, b.integers([width, -1, size])])
+    parameters = [
+        b.weight(directions, gates * hidden, size),
+        b.weight(directions, gates * hidden, hidden),
+        b.weight(directions, 2 * gates * hidden),
+    ]
+    made, last = b.add(
+        operator,
+        [made, *parameters],
+        2,
+        hidden_size=hidden,
+        direction="forward" if directions == 1 else "bidirectional",
+    )
+    del last
+    (made,) = b.add("Transpose", [made], perm=[2, 1, 3, 0])
+    (made,) = b.add("Reshape", [made, b.integers([0, directions * hidden, 1, width])])
+    b.note(made, directions * hidden, 1, width)
+
+
+def filled(b: Builder) -> None:
+    """What is filled by the shape of something else."""
+    name, (channels, height, width) = b.pick(3)
+    (shape,) = b.add("Shape", [name])
+    value = numpy_helper.from_array(np.array([0.5], np.float32), "value")
+    (ones,) = b.add("ConstantOfShape", [shape], value=value)
+    (made,) = b.add("Add", [name, ones])
+    b.note(made, channels, height, width)
+
+
 IMAGE_LAYERS = (
     convolution,
     convolution,
@@ -308,6 +475,19 @@ IMAGE_LAYERS = (
     last_axis,
     layer_norm,
     attention,
+    depth_and_space,
+    pad,
+    resize,
+    tile,
+    expand,
+    squeeze,
+    einsum,
+    instance_norm,
+    group_norm,
+    over_channels,
+    scale,
+    recurrent,
+    filled,
 )
 
 
@@ -321,6 +501,26 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
     return builder.model()
 
 
+def check(
+    model: onnx.ModelProto, granularity: Granularity, kind: Callable[..., Keep], seed: int
+) -> None:
+    """Assert what holds of every network: see the test below."""
+    graph = normalize(model)
+    feeds = inputs(model)
+    same = difference(run(ir.to_proto(graph.model), feeds), run(model, feeds))
+    assert same <= TOLERANCE
+    structure = analyze(graph, granularity=granularity)
+    exact = sum(group.exact for group in structure.groups)
+    event(f"{min(exact, 4)} groups or more" if exact > 3 else f"{exact} groups")
+    if exact:
+        keep = kind(structure, np.random.default_rng(seed))
+        assert prove(structure, keep, [feeds]) <= TOLERANCE
+        plan = structure.plan(keep)
+        again = Plan.from_json(plan.to_json())
+        assert again == plan
+        assert apply(graph, again).fingerprint == apply(graph, plan).fingerprint
+
+
 @settings(max_examples=settings.default.max_examples * 12)
 @given(
     model=networks(),
@@ -328,12 +528,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
     kind=st.sampled_from(PLANS),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_random_network_is_pruned_exactly(
+def test_random_network_is_normalized_and_pruned_exactly(
     model: onnx.ModelProto, granularity: Granularity, kind: Callable[..., Keep], seed: int
 ) -> None:
-    structure = analyze(normalize(model), granularity=granularity)
-    exact = sum(group.exact for group in structure.groups)
-    event(f"{min(exact, 4)} groups or more" if exact > 3 else f"{exact} groups")
-    if exact:
-        keep = kind(structure, np.random.default_rng(seed))
-        assert prove(structure, keep, [inputs(model)]) <= TOLERANCE
+    check(model, granularity, kind, seed)
