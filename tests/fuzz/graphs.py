@@ -15,16 +15,20 @@ import collections
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 
+import onnx
 from files import add_counts
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from proof import PLANS
+from proof import PLANS, Keep
 from test_structure_random import check, networks
+
+from onnxjl.structure.groups import GRANULARITIES, Granularity
 
 _CHUNK = 50
 
@@ -36,34 +40,39 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the first chunk")
     arguments = parser.parse_args()
     for number in range(-(-arguments.examples // _CHUNK)):
-        outcomes = collections.Counter[str]()
-
-        @seed(arguments.seed + number)
-        @settings(
-            max_examples=_CHUNK,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(
-            model=networks(),
-            granularity=st.sampled_from(["channel", "head", "head-dim"]),
-            kind=st.sampled_from(PLANS),
-            start=st.integers(0, 2**32 - 1),
-        )
-        def example(model, granularity, kind, start, outcomes=outcomes):  # type: ignore[no-untyped-def]
-            outcomes["proved"] += 1
-            check(model, granularity, kind, start)
-
-        try:
-            example()
-        except Exception:
-            # What hypothesis drew to make it smaller counts for nothing.
-            outcomes.clear()
-            outcomes["failed"] = 1
-            traceback.print_exc()
+        outcomes = chunk(arguments.seed + number)
         print(time.strftime("%H:%M:%S"), (number + 1) * _CHUNK, dict(outcomes), flush=True)
         add_counts("graphs", outcomes)
+
+
+def chunk(number: int) -> collections.Counter[str]:
+    """Draw some examples from one seed; return what came of them."""
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    @seed(number)
+    @settings(
+        max_examples=_CHUNK, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        model=networks(),
+        granularity=st.sampled_from(GRANULARITIES),
+        kind=st.sampled_from(PLANS),
+        start=st.integers(0, 2**32 - 1),
+    )
+    def example(
+        model: onnx.ModelProto, granularity: Granularity, kind: Callable[..., Keep], start: int
+    ) -> None:
+        outcomes["proved"] += 1
+        check(model, granularity, kind, start)
+
+    try:
+        example()
+    except Exception:
+        # What hypothesis drew to make it smaller counts for nothing.
+        outcomes.clear()
+        outcomes["failed"] = 1
+        traceback.print_exc()
+    return outcomes
 
 
 if __name__ == "__main__":
