@@ -15,6 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 
 from isolated import Isolated
 
+import onnxjl
+from onnxjl.errors import DataError, ModelError
+from onnxjl.inputs import random_inputs
+from onnxjl.structure import analyze
+from onnxjl.structure.labels import Labels, TooMany
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc"),
     pytest.mark.xdist_group("bombs"),
@@ -526,3 +532,30 @@ def test_a_small_file_cannot_ask_for_much(isolated, make, outcome):
 )
 def test_a_megabyte_of_nodes_takes_less_than_a_minute(isolated, make, outcome):
     check(isolated, make, outcome)
+
+
+def test_what_is_refused_is_told():
+    with pytest.raises(ModelError, match=r"functions make [\d,]+ nodes; 1,000,000 at most"):
+        onnxjl.normalize(calls(40, times=2))
+    with pytest.raises(DataError, match=r"'x' has shape .*: too large for random numbers"):
+        random_inputs(onnxjl.load(declared(1, 3, 1 << 20, 1 << 20)))
+
+
+def test_what_stays_whole_is_told(monkeypatch):
+    structure = analyze(onnxjl.load(wide_join(2_000, 4096)))
+    assert any("has too many indices (8,192,000)" in why for why in structure.unruled.values())
+    labels = Labels()
+    monkeypatch.setattr("onnxjl.structure.labels.MOST_UNIONS", 3)
+    with pytest.raises(TooMany, match="too many indices to be told apart"):
+        labels.unite(labels.fresh(4), labels.fresh(4))
+
+
+def test_a_node_that_does_not_fit_its_operator_stays_whole():
+    """A product of two matrices whose first has no axes."""
+    proto = model(
+        [node("Squeeze", ["x"], ["s"]), node("Gemm", ["s", "w"], ["bomb"])],
+        [floats("w", 8, 8)],
+        x=(1, 1),
+    )
+    unruled = analyze(onnxjl.load(proto)).unruled
+    assert any("its inputs or attributes don't fit the operator" in why for why in unruled.values())
