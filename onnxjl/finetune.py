@@ -69,6 +69,8 @@ def finetune(
     resume: bool = False,
     shuffle: bool = True,
     seed: int = 0,
+    start_epoch: int = 0,
+    after_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     """Train a network, which changes in place.
 
@@ -111,6 +113,10 @@ def finetune(
         that was never interrupted.
     shuffle : whether samples come in another order in each epoch, see `onnxjl.data.labelled`.
     seed : of that order.
+    start_epoch : number of `epochs` that count as done before: training begins where the learning
+        rate and the order of samples were after them, as rewinding wants it.
+    after_epoch : called with each epoch when it is finished; the network is in test mode, with the
+        weights that it has then.
 
     Returns
     -------
@@ -125,6 +131,8 @@ def finetune(
     """
     if epochs < 1:
         raise UsageError(f"epochs={epochs}: at least 1 is needed")
+    if not 0 <= start_epoch < epochs:
+        raise UsageError(f"start_epoch={start_epoch}: one of the {epochs} epochs has to be left")
     _check_options(batchnorm, metric, monitor, patience, validate, temperature, teacher_weight)
     _check_passes("data", data, epochs)
     _check_passes("validate", validate, epochs)
@@ -163,6 +171,8 @@ def finetune(
         "seed": seed,
         # Where the schedule doesn't look at them, a training may go on for more epochs.
         "epochs": epochs if schedule in ("cosine", "step") else None,
+        # What checkpoints of before lacked is None.
+        "start_epoch": start_epoch or None,
     }
     training = _Training(
         model=model,
@@ -182,6 +192,8 @@ def finetune(
         batch_size=batch_size,
         seed=seed if shuffle else None,
         total=epochs,
+        start=start_epoch,
+        after_epoch=after_epoch,
         monitor=monitor,
         patience=patience,
         keeps_best=restore_best and validate is not None,
@@ -213,7 +225,9 @@ class _Training:
     validate: Any
     batch_size: int
     seed: int | None
-    total: int
+    total: int  # epochs, those of before `start` included
+    start: int
+    after_epoch: Callable[[Epoch], None] | None
     monitor: str | None
     patience: int | None
     keeps_best: bool
@@ -245,12 +259,12 @@ class _Training:
         """Train until the last epoch, or what ends it before."""
         if self.batches is None:
             self.batches = count_batches(self.data, self.model.graph, batch_size=self.batch_size)
-        steps = self.batches and self.batches * (self.total - len(self.epochs))
+        steps = self.batches and self.batches * (self.total - self._finished)
         interrupted = False
         self.good = julia().snapshot(self.model.julia)
         with self.interruption, Progress("fine-tuning", total=steps) as bar:
             try:
-                while len(self.epochs) < self.total and not self._waited_enough():
+                while self._finished < self.total and not self._waited_enough():
                     self._finish(self._train_epoch(bar))
             except KeyboardInterrupt:
                 interrupted = True
@@ -259,6 +273,11 @@ class _Training:
                     julia().trainingmode_b(self.model.julia, False)
         return self._end(interrupted)
 
+    @property
+    def _finished(self) -> int:
+        """Number of epochs that are done, those that count as done included."""
+        return self.start + len(self.epochs)
+
     def _end(self, interrupted: bool) -> History:
         best = self._best()
         restored = not interrupted and self.best is not None and best != len(self.epochs)
@@ -266,24 +285,25 @@ class _Training:
             julia().restore_b(self.model.julia, self.best)
         if interrupted:
             warnings.warn(
-                f"fine-tuning was interrupted after {len(self.epochs)} of {self.total} epochs; the "
+                f"fine-tuning was interrupted after {self._finished} of {self.total} epochs; the "
                 "network has the weights of the last finished step",
                 stacklevel=4,
             )
         measured = any(epoch.metric is not None for epoch in self.epochs)
         name = self._metric_name() if measured else None
-        return History(tuple(self.epochs), name, best, restored, interrupted)
+        number = None if best is None else self.start + best
+        return History(tuple(self.epochs), name, number, restored, interrupted)
 
     def _metric_name(self) -> str:
         return "accuracy" if self.metric == "auto" else _name(self.metric)
 
     def _train_epoch(self, bar: Progress) -> Epoch:
         """Go through the training data once, then through the validation data."""
-        number = len(self.epochs) + 1
+        number = self._finished + 1
         start = time.perf_counter()
         julia().trainingmode_b(self.model.julia, self.trains_batchnorm, frozen=self.frozen)
         uses_batch = julia().usesbatch(self.model.julia)
-        before = sum(epoch.steps for epoch in self.epochs)
+        before = self.start * (self.batches or 0) + sum(epoch.steps for epoch in self.epochs)
         mean = _Mean()
         steps = largest = 0
         rate, note = self.rate, f"epoch {number} of {self.total}"
@@ -320,7 +340,7 @@ class _Training:
     def _done(self, steps: int) -> float:
         """Return how much of all epochs is done, after so many steps of this one."""
         part = min(steps / self.batches, 1.0) if self.batches else 0.0
-        return (len(self.epochs) + part) / self.total
+        return (self._finished + part) / self.total
 
     def _step(
         self, feeds: Mapping[str, np.ndarray], target: np.ndarray, rate: float | None, number: int
@@ -392,6 +412,9 @@ class _Training:
             self.good = bridge.snapshot(self.model.julia)
             if self.keeps_best and self._best() == len(self.epochs):
                 self.best = self.good
+            if self.after_epoch is not None:
+                bridge.trainingmode_b(self.model.julia, False)
+                self.after_epoch(epoch)
             if self.checkpoint is not None:
                 Checkpoint(
                     self.settings,
@@ -403,7 +426,7 @@ class _Training:
                 ).save(self.checkpoint)
 
     def _best(self) -> int | None:
-        """Return the number of the first epoch that none was better than."""
+        """Return the place, from 1, of the first epoch that none was better than."""
         scores = [self._score(e) for e in self.epochs if e.validation_loss is not None]
         return scores.index(max(scores)) + 1 if scores else None
 
@@ -433,8 +456,8 @@ class _Training:
     ) -> TrainingError:
         """Put back the last good weights, and say what happened."""
         julia().restore_b(self.model.julia, self.good)
-        place = f"epoch {len(self.epochs) + 1}" + ("" if step is None else f", step {step}")
-        now = f"those of epoch {len(self.epochs)}" if self.epochs else "as before training"
+        place = f"epoch {self._finished + 1}" + ("" if step is None else f", step {step}")
+        now = f"those of epoch {self._finished}" if self.epochs else "as before training"
         advice = "" if rate is None else f"a smaller lr than {rate:.3g}, "
         return TrainingError(
             f"{place}: the {what} is {value}; the weights are {now}; try {advice}clip_norm=1.0, "

@@ -530,6 +530,32 @@ def test_a_resumed_training_is_one_that_was_never_interrupted(optimiser, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["training.npz"]
 
 
+def test_a_later_start_has_the_rates_and_samples_of_the_epochs_that_are_left():
+    options = {"epochs": 3, "schedule": "cosine", "optimiser": "sgd", "batch_size": 4, "lr": 0.1}
+    states = {}
+    whole, part = dense(), dense()
+    history = whole.finetune(
+        (X, Y), after_epoch=lambda e: states.update({e.epoch: whole.to_graph()}), **options
+    )
+    assert list(states) == [1, 2, 3]
+    assert np.array_equal(states[3].weight("a.weight"), whole.to_graph().weight("a.weight"))
+    # SGD has no state: from the weights of after the first epoch on, it is the same training.
+    part = onnxjl.to_flux(states[1])
+    rest = part.finetune((X, Y), start_epoch=1, validate=(X, Y), restore_best=False, **options)
+    assert [(e.epoch, e.lr, e.loss) for e in rest] == [
+        (e.epoch, e.lr, e.loss) for e in list(history)[1:]
+    ]
+    assert rest.best in (2, 3)
+    for name in WEIGHTS:
+        assert np.array_equal(part.to_graph().weight(name), whole.to_graph().weight(name))
+
+
+@pytest.mark.parametrize("start", [-1, 3])
+def test_a_start_after_the_last_epoch(start):
+    with pytest.raises(UsageError, match=f"start_epoch={start}: one of the 3 epochs has to be"):
+        dense().finetune((X, Y), epochs=3, start_epoch=start)
+
+
 def test_checkpoints_that_cannot_be_resumed(tmp_path):
     path = tmp_path / "training.npz"
     options = {"epochs": 1, "batch_size": 5, "checkpoint": path}
