@@ -28,6 +28,8 @@ from onnxjl.learning_rate import Schedule
 from onnxjl.load import Source
 from onnxjl.load import load as load_graph
 from onnxjl.progress import Progress, progress
+from onnxjl.regularization import Penalty, Regularization
+from onnxjl.regularization import get as get_regularization
 from onnxjl.save import check_output
 
 Metric = Callable[[Any, np.ndarray], float]
@@ -65,6 +67,7 @@ def finetune(
     teacher: FluxModel | Source | None = None,
     temperature: float = 4.0,
     teacher_weight: float = 0.5,
+    regularization: str | Mapping[str, Any] | Regularization | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     shuffle: bool = True,
@@ -108,6 +111,9 @@ def finetune(
         `onnxjl.load` takes, which then runs in onnxruntime. Source: Hinton et al. 2015.
     temperature : what the logits of both are divided by for the teacher's part of the loss.
     teacher_weight : weight of that part, in (0, 1]; `loss` has the rest.
+    regularization : penalty that makes units small before they go: "bn-scale", "group-lasso" or
+        "growing", or one of `onnxjl.regularization` with its parameters. Its gradient is followed
+        apart from the optimiser's step, at the same learning rate.
     checkpoint : file that holds the training after each epoch.
     resume : whether to go on from `checkpoint`, if it is there: the outcome is that of a training
         that was never interrupted.
@@ -149,6 +155,10 @@ def finetune(
     rate = julia().learningrate(rule)
     if rate is None and (lr is not None or warmup or schedule != "constant"):
         raise UsageError("this optimiser has no learning rate: lr, schedule and warmup can't act")
+    if rate is None and regularization is not None:
+        raise UsageError("regularization needs an optimiser with a learning rate")
+    wanted = None if regularization is None else get_regularization(regularization)
+    penalty = None if wanted is None else Penalty(wanted, model, frozen)
     with as_julia_error():
         state = julia().startstate(rule, model.julia, frozen)
     settings = {
@@ -173,6 +183,7 @@ def finetune(
         "epochs": epochs if schedule in ("cosine", "step") else None,
         # What checkpoints of before lacked is None.
         "start_epoch": start_epoch or None,
+        "regularization": None if wanted is None else wanted.to_dict(),
     }
     training = _Training(
         model=model,
@@ -187,6 +198,7 @@ def finetune(
         teacher=None if teacher is None else _teacher(teacher, model),
         temperature=temperature,
         teacher_weight=teacher_weight,
+        penalty=penalty,
         data=data,
         validate=validate,
         batch_size=batch_size,
@@ -221,6 +233,7 @@ class _Training:
     teacher: Teacher | None
     temperature: float
     teacher_weight: float
+    penalty: Penalty | None
     data: Any
     validate: Any
     batch_size: int
@@ -318,7 +331,7 @@ class _Training:
                 rate = self.rate * self.factor(step=before + steps, done=self._done(steps))
             bar.step(note)
             with self.interruption.held():
-                mean.add(len(target), *self._step(feeds, target, rate, steps + 1))
+                mean.add(len(target), *self._step(feeds, target, rate, before, steps + 1))
             steps += 1
             speed = mean.samples / (time.perf_counter() - start)
             means = mean.text(self._metric_name())
@@ -343,9 +356,14 @@ class _Training:
         return (self._finished + part) / self.total
 
     def _step(
-        self, feeds: Mapping[str, np.ndarray], target: np.ndarray, rate: float | None, number: int
+        self,
+        feeds: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        rate: float | None,
+        before: int,
+        number: int,
     ) -> tuple[float, float | None]:
-        """Take one step; return loss and metric before it."""
+        """Take one step, of this number in its epoch; return loss and metric before it."""
         bridge, model = julia(), self.model
         with as_julia_error():
             passed = bridge.forward(model.julia, model.arrays(feeds))
@@ -359,8 +377,9 @@ class _Training:
                 raise self._diverged("loss", value, rate, number)
             metric = self._metric(passed, target)
             gradient = bridge.backward(passed, deltas)
+            penalty = {} if self.penalty is None else self.penalty.of_step(before + number - 1)
             norm = bridge.step_b(
-                self.state, model.julia, gradient, rate=rate, clipnorm=self.clip_norm
+                self.state, model.julia, gradient, rate=rate, clipnorm=self.clip_norm, **penalty
             )
         if not math.isfinite(norm):
             raise self._diverged("gradient's norm", norm, rate, number)

@@ -176,6 +176,18 @@ OnnxJL.unpack!(state, packed::PyList) = OnnxJL.unpack!(state, map(ownarray, Py(p
 OnnxJL.namedgradients(graph, gradient) =
     pydict(name => numpyarray(x) for (name, x) in OnnxJL.gradients(graph, gradient))
 
+function OnnxJL.penaltyof(graph, groups, frozen)
+    plain = map(Py(groups)) do group
+        members, chosen = group
+        described = [
+            (pyconvert(String, tensor), pyconvert(Int, axis), ownarray(indices))
+            for (tensor, axis, indices) in members
+        ]
+        described, ownarray(chosen)
+    end
+    return OnnxJL.penalty(graph, plain, pyconvert(Vector{Int}, frozen))
+end
+
 function OnnxJL.movedby(graph, direction, step)
     move = mover(graph) ∘ ownarray
     arrays = Dict(pyconvert(String, name) => move(x) for (name, x) in Py(direction).items())

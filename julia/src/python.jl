@@ -119,6 +119,13 @@ A loss (its name, or a Julia function), and its gradients with respect to the ou
 function measure end
 
 """
+    penaltyof(graph, groups, frozen)
+
+A [`penalty`](@ref) on groups that Python describes.
+"""
+function penaltyof end
+
+"""
     movedby(graph, direction, step)
 
 [`moved`](@ref) along NumPy arrays.

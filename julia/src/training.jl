@@ -95,17 +95,21 @@ function startstate(rule, graph::FluxGraph, frozen=())
 end
 
 """
-    step!(state, graph, gradient; rate=nothing, clipnorm=nothing) -> norm
+    step!(state, graph, gradient; rate=nothing, clipnorm=nothing, penalty=nothing, options...) -> norm
 
 Change the weights as the rule says, with learning rate `rate`, and return the norm of the whole
 gradient, frozen weights excepted. With `clipnorm`, a gradient of a larger norm is scaled down to
-it. Nothing changes where the norm isn't finite.
+it. With a [`penalty`](@ref), its own step is taken at the same weights, see [`penalize!`](@ref) for
+its options. Nothing changes where the norm isn't finite.
 """
-function step!(state, graph::FluxGraph, gradient; rate=nothing, clipnorm=nothing)
+function step!(
+    state, graph::FluxGraph, gradient; rate=nothing, clipnorm=nothing, penalty=nothing, options...
+)
     norm = gradientnorm(state, gradient)
     isfinite(norm) || return norm
     rate === nothing || Optimisers.adjust!(state, Float64(rate))
     clipnorm === nothing || Optimisers.adjust!(state; factor=min(1.0, clipnorm / (norm + 1e-6)))
+    penalty === nothing || penalize!(penalty, rate; options...)
     Optimisers.update!(state, graph, gradient)
     return norm
 end

@@ -17,7 +17,8 @@ end
 @testset "OnnxJL" begin
     operators = [joinpath("ops", file) for file in readdir(joinpath(@__DIR__, "ops"))]
     for file in [
-        operators; "functor.jl"; "plan.jl"; "double.jl"; "pooling.jl"; "training.jl"; "control.jl";
+        operators; "functor.jl"; "plan.jl"; "double.jl"; "pooling.jl"; "training.jl";
+        "regularization.jl"; "control.jl";
         "chain.jl"
     ]
         chosen(file) && endswith(file, ".jl") && @testset "$file" run(file)
