@@ -481,7 +481,7 @@ def _experiment(commands: Any) -> None:
         commands,
         "experiment",
         "prune in rounds, as a file says",
-        "Run an experiment: pruning in rounds, with recovery between them, as the\n"
+        "Run an experiment: pruning in rounds, with recovery or training between them, as the\n"
         "fields of onnxjl.Experiment in a JSON or TOML file say. Finished rounds are kept in the\n"
         "folder; an experiment that was stopped goes on from there. A result.json from such a\n"
         "folder runs the same again.",

@@ -113,3 +113,8 @@ def figure(value: float, metric: str | None = None) -> str:
 def epoch_of(values: dict[str, Any]) -> Epoch:
     """Return the epoch of which `asdict` gave these values."""
     return Epoch(**{field.name: values[field.name] for field in fields(Epoch)})
+
+
+def history_of(values: dict[str, Any]) -> History:
+    """Return the history of which `History.as_dict` gave these values."""
+    return History(**{**values, "epochs": tuple(map(epoch_of, values["epochs"]))})

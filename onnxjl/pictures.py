@@ -167,7 +167,7 @@ def rounds_figure(result: Result) -> Figure:
     figure = Picture(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     macs = [each.macs_kept for each in result.rounds]
-    for step in ("pruning", "recovery"):
+    for step in ("pruning", "recovery", "training"):
         found = [getattr(each, f"accuracy_after_{step}") for each in result.rounds]
         points = [(x, y) for x, y in zip(macs, found, strict=True) if y is not None]
         if points and found != [each.accuracy for each in result.rounds]:

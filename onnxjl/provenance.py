@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,17 +15,23 @@ import numpy as np
 
 from onnxjl.criteria.registry import Criterion, name_of
 from onnxjl.errors import DataError, UsageError
+from onnxjl.flux import is_julia
+from onnxjl.regularization import Regularization
 
 PACKAGES = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
 """Packages whose versions can change a result."""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all that takes part, by name."""
+    """Return the versions of all that takes part, by name; Julia's where it is running."""
     from onnxjl import __version__
 
     found = {"onnxjl": __version__, "python": platform.python_version()}
     found |= {name: metadata.version(name) for name in PACKAGES}
+    juliacall: Any = sys.modules.get("juliacall")
+    if hasattr(juliacall, "Main"):
+        found["juliacall"] = metadata.version("juliacall")
+        found["julia"] = str(juliacall.Main.VERSION).strip('v"')
     found["machine"] = f"{platform.system()} {platform.machine()}"
     return found
 
@@ -112,8 +119,12 @@ def record_of_option(name: str, value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {str(key): record_of_option(f"{name}[{key!r}]", v) for key, v in value.items()}
+    if isinstance(value, Regularization):
+        return record_of_option(name, value.to_dict())
     if isinstance(value, list | tuple):
         return [record_of_option(name, each) for each in value]
+    if is_julia(value):
+        return {"function": str(value)}
     if callable(value) or isinstance(value, Criterion):
         return {"function": name_of(value)}
     raise UsageError(f"{name} is a {type(value).__name__}, which a record can't hold")

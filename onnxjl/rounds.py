@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxjl.budget import Budget, alone
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.graph import Graph
+from onnxjl.history import History, history_of
 from onnxjl.plan import Plan, apply
 from onnxjl.sparsity.sparsify import mask
 from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
@@ -30,10 +31,11 @@ class Round:
     asked : fraction of the original that was asked for: kept, or removed for "amount".
     macs_kept, params_kept : fractions of the original's.
     sparsity : fraction of zeros in the weights that have masks; None where units were removed.
-    accuracy_after_pruning, accuracy_after_recovery : fractions of the validation samples; None
-        where there are none, or the step wasn't taken.
+    accuracy_after_pruning, accuracy_after_recovery, accuracy_after_training : fractions of the
+        validation samples; None where there are none, or the step wasn't taken.
     accuracy : that of the network which the round ends with.
     seconds : wall-clock time, measurements included.
+    history : of the training, if there was any.
     """
 
     number: int
@@ -43,12 +45,24 @@ class Round:
     sparsity: float | None
     accuracy_after_pruning: float | None
     accuracy_after_recovery: float | None
+    accuracy_after_training: float | None
     accuracy: float | None
     seconds: float
+    history: History | None = None
 
     def row(self) -> dict[str, Any]:
         """Return its figures, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON's types."""
         return asdict(self)
+
+
+def round_of(values: Mapping[str, Any]) -> Round:
+    """Return the round of which `Round.to_dict` gave these values."""
+    history = values["history"]
+    return Round(**{**values, "history": None if history is None else history_of(history)})
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,17 @@ class Original:
             if wanted < count:
                 amounts[alone(now.name)] = 1 - wanted / count
         return {"amount_for": amounts} if amounts else None
+
+
+def kept_units(structure: Structure, plan: Plan) -> dict[str, NDArray[np.bool_]]:
+    """Return the units that a plan for this very structure keeps, by the name of their group.
+
+    Returns
+    -------
+    Group name -> (units,) bool, of groups that lose some.
+    """
+    masks = {group.name: _mask(group, plan) for group in structure.groups}
+    return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
 def rewound(graph: Graph, early: Graph) -> Graph:

@@ -27,7 +27,8 @@ except ImportError:  # Windows has no such locks.
     flock = None  # type: ignore[assignment]
 
 EXPERIMENT, RESULT, RECORD = "experiment.json", "result.json", "record.json"
-NETWORK, PLAN = "network.onnx", "plan.json"
+NETWORK, EARLY, PLAN = "network.onnx", "early.onnx", "plan.json"
+TRAINING, REGULARIZING = "training", "regularizing"
 
 _UNFINISHED = ".onnxjl-unfinished"
 
@@ -82,6 +83,8 @@ class Folder:
                 raise OutputError(f"{self.path}: another process is at work in it") from error
         for rest in self.path.glob(f".*{_UNFINISHED}"):
             shutil.rmtree(rest)
+        for number in range(self.finished() + 1):
+            self._forget_training(number)
         file = self.path / EXPERIMENT
         if not file.exists():
             save_text(json.dumps(self.experiment, indent=1) + "\n", file)
@@ -93,6 +96,15 @@ class Folder:
                     f"{self.path}: holds another experiment, with {name}={found.get(name)!r}, not "
                     f"{wanted.get(name)!r}; name another folder, or remove this one"
                 )
+
+    def training(self, number: int, kind: str) -> Path:
+        """Where the training, of one kind, of an unfinished round is kept."""
+        return self.path / f"{kind}-{number:03}.npz"
+
+    @property
+    def early(self) -> Path:
+        """Where the network is kept that weights are rewound to."""
+        return self.path / EARLY
 
     def finished(self) -> int:
         """Return the number of the last finished round; -1 where there is none."""
@@ -149,10 +161,15 @@ class Folder:
             raise OutputError(
                 f"{self.path}: can't be written: {error.strerror or error}"
             ) from error
+        self._forget_training(number)
 
     def result(self, text: str) -> None:
         """Keep what all rounds together came to."""
         save_text(text, self.path / RESULT, force=True)
+
+    def _forget_training(self, number: int) -> None:
+        for kind in (TRAINING, REGULARIZING):
+            self.training(number, kind).unlink(missing_ok=True)
 
     def _of(self, number: int) -> Path:
         return self.path / f"round-{number:03}"

@@ -17,7 +17,7 @@ from small_networks import convolutions
 from text_networks import network, split_in_two
 
 import onnxjl
-from onnxjl import Experiment, schedule
+from onnxjl import Experiment, regularization, schedule
 from onnxjl.errors import BudgetError, DataError, OutputError, UsageError
 from onnxjl.rounds import Original
 from onnxjl.rounds_folder import Folder
@@ -73,6 +73,7 @@ def test_rounds_with_refit_reach_the_budget_of_the_original(few, inputs):
     assert found.baseline == onnxjl.accuracy(original, few)
     for each in found.rounds:
         assert each.accuracy == each.accuracy_after_recovery
+        assert each.accuracy_after_training is None
     assert found.rounds[-1].accuracy > found.rounds[-1].accuracy_after_pruning
     assert found.plan.source["sha256"] == original.fingerprint
     assert onnxjl.apply(original, found.plan).params == found.model.params
@@ -327,7 +328,7 @@ def test_a_folder_changes_nothing_and_a_finished_one_is_only_read(tmp_path, few,
     assert same(again.model, inside.model)
     assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "rounds").rglob("*.onnx")}
     result = json.loads((tmp_path / "rounds" / "result.json").read_text())
-    assert result["rounds"] == [each.row() for each in inside.rounds]
+    assert result["rounds"] == [each.to_dict() for each in inside.rounds]
     assert result["versions"]["onnxjl"] == onnxjl.__version__
 
 
@@ -466,6 +467,27 @@ def test_arrays_and_functions_have_to_be_given_again(few):
         other.run()
 
 
+def test_options_of_training_are_recorded(few):
+    def loss(output, target):
+        return 0.0, np.zeros_like(output)
+
+    given = {"model": NETWORK, "macs": 0.5, "data": few, "engine": "flux"}
+    train = {"epochs": 2, "lr": np.float32(0.5), "freeze": ("fc",)}
+    experiment = Experiment(
+        **given, train=train, regularize={"regularization": regularization.growing(every=5)}
+    )
+    record = experiment.to_dict()
+    assert record["train"] == {"epochs": 2, "lr": 0.5, "freeze": ["fc"]}
+    assert record["regularize"]["regularization"]["every"] == 5
+    again = Experiment.from_json(experiment.to_json(), data=few)
+    assert again.to_dict() == record
+    text = Experiment(**given, train={"loss": loss}).to_json()
+    with pytest.raises(UsageError, match="the experiment's train isn't in its record"):
+        Experiment.from_json(text, data=few)
+    with pytest.raises(UsageError, match="train\\['teacher'\\] is a Graph, which a record can't"):
+        Experiment(**given, train={"teacher": onnxjl.load(NETWORK)}).to_json()
+
+
 def test_an_experiment_written_by_hand():
     found = Experiment.from_json(
         json.dumps({"model": str(NETWORK), "macs": 0.5, "schedule": "linear", "rounds": 2})
@@ -509,6 +531,10 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
             {**SPARSE, "recover": "bn", "calibration": CALIBRATION},
             "recover= is for units that were removed; with sparsity= criterion 'sparsegpt'",
         ),
+        (
+            {**SPARSE, "engine": "flux", "data": 1, "train": {"regularization": "growing"}},
+            "regularization 'growing' is for units, not for sparsity=",
+        ),
         ({"macs": "half"}, "macs must be a fraction between 0 and 1, not 'half'"),
         ({"pruning": 3}, "pruning=3: options by name are needed"),
         ({"macs": 1.5}, "a schedule leads from 0 removed to more, below 1; came -0.5"),
@@ -517,6 +543,7 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
         ({"rounds": 2}, "rounds=2: schedule 'one-shot' has one round"),
         ({"criterion": "l3"}, "no criterion 'l3'"),
         ({"criterion": "taylor"}, "criterion 'taylor' needs gradients"),
+        ({"engine": "torch"}, "no engine 'torch'; there are numpy, flux"),
         ({"pruning": {"scop": "local"}}, "pruning: prune has no option 'scop'"),
         ({"pruning": {"scope": "some"}}, "no scope 'some'"),
         ({"pruning": {"latency": 0.5}}, "pruning: 'latency' can't be given here"),
@@ -534,12 +561,44 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
         ({"recover": "refit"}, "recovery by 'refit' needs inputs"),
         ({"recover": "heal", "calibration": 1}, "no recovery 'heal'"),
         ({"calibration": CALIBRATION}, "calibration= is for recovery"),
-        ({"rewind": "values"}, "no rewind 'values'; there are weights"),
-        ({"rewind": "weights"}, "rewind='weights' needs early=, a network with earlier values"),
-        ({"early": NETWORK}, "early= needs rewind="),
+        ({"train": {}}, "train= needs engine='flux'"),
+        ({"finetune": {}, "engine": "flux"}, "finetune= needs data="),
+        ({"finetune": {"epoch": 3}, "engine": "flux", "data": 1}, "finetune has no option 'epoch'"),
+        ({"train": {"resume": 1}, "engine": "flux", "data": 1}, "train: 'resume' can't be given"),
+        ({"regularize": {}, "engine": "flux", "data": 1}, "needs a regularization: bn-scale, gro"),
+        (
+            {"regularize": {"regularization": "lasso"}, "engine": "flux", "data": 1},
+            "no regularization 'lasso'; did you mean 'group-lasso'",
+        ),
+        ({"finetune_after": "never"}, "no finetune_after 'never'"),
+        ({"rewind": "values"}, "no rewind 'values'; there are weights, learning-rate"),
+        ({"rewind": "weights"}, "rewind='weights' needs train=, the training that weights go"),
+        ({"rewind": "learning-rate"}, "rewind='learning-rate' needs train= or finetune=, with d"),
+        ({"rewind_to": 1}, "rewind_to= and early= need rewind="),
+        ({"early": NETWORK}, "rewind_to= and early= need rewind="),
         (
             {"early": NETWORK, "rewind": "weights", "recover": "bn", "calibration": CALIBRATION},
             "rewind='weights' would undo recover=",
+        ),
+        (
+            {
+                "rewind": "learning-rate",
+                "train": {"epochs": 2},
+                "rewind_to": 2,
+                "engine": "flux",
+                "data": 1,
+            },
+            "rewind_to=2: a number of epochs from 0 to 1 is needed",
+        ),
+        (
+            {
+                "rewind": "learning-rate",
+                "early": NETWORK,
+                "train": {},
+                "engine": "flux",
+                "data": 1,
+            },
+            "early= is for rewind='weights'",
         ),
     ],
 )
