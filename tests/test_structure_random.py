@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from oracle import difference, run
 from proof import PLANS, TOLERANCE, Keep, prove
-from text_networks import inputs
+from text_networks import inputs, network
 
 from onnxjl import Plan, apply, normalize
 from onnxjl.structure import Granularity, analyze
@@ -532,3 +533,34 @@ def test_random_network_is_normalized_and_pruned_exactly(
     model: onnx.ModelProto, granularity: Granularity, kind: Callable[..., Keep], seed: int
 ) -> None:
     check(model, granularity, kind, seed)
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+@pytest.mark.parametrize("kind", PLANS)
+def test_the_gates_of_a_single_hidden_unit_stay(
+    operator: str, gates: int, kind: Callable[..., Keep]
+) -> None:
+    """What random networks found: each gate was taken for a unit of its own."""
+    model = network(
+        f"""g (float[N, 3, 1, 4] x) => (float[N, 2, 1, 4] y) {{
+            a = Conv (x, v)
+            t = Transpose <perm = [3, 0, 1, 2]> (a)
+            r = Reshape (t, to)
+            o, last = {operator} <hidden_size = 1> (r, w, u, b)
+            p = Transpose <perm = [2, 1, 3, 0]> (o)
+            q = Reshape (p, back)
+            y = Conv (q, z)
+        }}""",
+        {
+            "v": (4, 3, 1, 1),
+            "w": (1, gates, 4),
+            "u": (1, gates, 1),
+            "b": (1, 2 * gates),
+            "z": (2, 1, 1, 1),
+        },
+        {"to": [4, -1, 4], "back": [0, 1, 1, 4]},
+    )
+    structure = analyze(normalize(model))
+    assert [(group.name, group.size) for group in structure.groups] == [("a", 4)]
+    keep = kind(structure, np.random.default_rng(0))
+    assert prove(structure, keep, [inputs(model)]) <= TOLERANCE

@@ -31,7 +31,10 @@ def recurrent(run: Interpreter, node: ir.Node) -> None:
     units = r[2]
 
     def tie(axis: ax.Axis, copies: int) -> None:
-        nonlocal units
+        if hidden == 1:
+            # The one unit has to stay, and so have its gates.
+            run.fix(axis, f"the only hidden unit of {node.op_type} '{node.name}'")
+            return
         vector, one = run.vector(axis), run.vector(units)
         if vector is None or one is None:
             run.fix(axis, f"hidden units of {node.op_type} '{node.name}'")
@@ -39,14 +42,13 @@ def recurrent(run: Interpreter, node: ir.Node) -> None:
         else:
             run.labels.unite(np.asarray(vector).reshape(copies, hidden), one)
 
-    if hidden > 1:
-        tie(w[1], gates)
-        tie(r[1], gates)
-        for i, copies in ((3, 2 * gates), (7, 3)):
-            if len(node.inputs) > i and node.inputs[i] is not None:
-                parameter = run.of(node.inputs[i])
-                run.fix(parameter[0], f"directions of {node.op_type} '{node.name}'")
-                tie(parameter[1], copies)
+    tie(w[1], gates)
+    tie(r[1], gates)
+    for i, copies in ((3, 2 * gates), (7, 3)):
+        if len(node.inputs) > i and node.inputs[i] is not None:
+            parameter = run.of(node.inputs[i])
+            run.fix(parameter[0], f"directions of {node.op_type} '{node.name}'")
+            tie(parameter[1], copies)
     for i in (5, 6):
         if len(node.inputs) > i and node.inputs[i] is not None:
             state = run.of(node.inputs[i])
