@@ -304,7 +304,9 @@ def _sparsify(commands: Any) -> None:
         "hardware and runtimes that skip zeros, and for experiments. The new file is compared\n"
         "with the sparse network before it gets its name.",
         "  onnxjl sparsify net.onnx -o sparse.onnx --amount 0.8\n"
-        "  onnxjl sparsify net.onnx -o sparse.onnx --pattern 2:4 --criterion wanda --data x.npz",
+        "  onnxjl sparsify net.onnx -o sparse.onnx --pattern 2:4 --criterion wanda --data x.npz\n"
+        "  onnxjl sparsify net.onnx -o sparse.onnx --amount 0.9 --engine flux --data train.npz \\\n"
+        "      --finetune 3",
     )
     _model(command)
     _output(command)
@@ -323,7 +325,8 @@ def _sparsify(commands: Any) -> None:
         default="magnitude",
         metavar="NAME",
         help="how important a weight is: magnitude, l1 (the same), random; with --data wanda, "
-        "sparsegpt; or a function of your own, FILE.py:NAME (default: magnitude)",
+        "sparsegpt; with --engine flux and labelled --data snip, taylor, movement; or a function "
+        "of your own, FILE.py:NAME (default: magnitude)",
     )
     choice.add_argument(
         "--scope",
@@ -341,9 +344,11 @@ def _sparsify(commands: Any) -> None:
     choice.add_argument(
         "--data",
         metavar="FILE.npz",
-        help="samples for criteria: arrays named as the model's inputs",
+        help="samples for criteria and for fine-tuning: arrays named as the model's inputs, labels "
+        "as 'target'",
     )
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="for --criterion random")
+    _finetuning(command)
     _measurements(command, what="accuracy")
 
 
@@ -377,7 +382,7 @@ def _finetuning(command: argparse.ArgumentParser) -> None:
         "--finetune",
         type=int,
         metavar="EPOCHS",
-        help="train the smaller network on --data; Ctrl-C ends training, and what was learned so "
+        help="train the new network on --data; Ctrl-C ends training, and what was learned so "
         "far is saved",
     )
     engine.add_argument(

@@ -24,6 +24,7 @@ from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.experiment import Experiment
 from onnxjl.flux import FluxModel, is_julia, to_flux
 from onnxjl.graph import Graph
+from onnxjl.history import History
 from onnxjl.inputs import graph_inputs
 from onnxjl.load import load
 from onnxjl.normalize import normalize as normalized
@@ -276,22 +277,7 @@ def prune(options: Namespace) -> int:
             loss=loss,
             **more,
         )
-        history = None
-        if options.finetune is not None and isinstance(small, FluxModel):
-            bar.step("fine-tuning")
-            history = small.finetune(
-                samples,
-                epochs=options.finetune,
-                loss=loss,
-                optimiser=options.optimiser,
-                lr=options.lr,
-                schedule=options.schedule,
-                batch_size=options.batch_size,
-                teacher=network if options.distil else None,
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                seed=options.seed,
-            )
+        history = _train(options, bar, small, network, samples, loss)
         bar.step("saving and checking")
         saved = _save(options, small, inputs)
         if options.plan is not None:
@@ -313,17 +299,26 @@ def prune(options: Namespace) -> int:
 
 def sparsify(options: Namespace) -> int:
     """Set single weights to zero."""
+    _check_engine(options)
     inputs, validate = _inputs(options), _validation(options)
     samples = None if options.data is None else data.read(options.data)
     criterion = _weight_criterion(options, samples)
-    with Progress("sparsifying", total=5) as bar:
+    flux = options.engine == "flux"
+    with Progress("sparsifying", total=5 + flux + (options.finetune is not None)) as bar:
         bar.step("reading")
         graph = _load_for(options)
         bar.step("normalizing")
         graph = normalized(graph)
+        network: Graph | FluxModel = graph
+        if flux:
+            bar.step("starting Julia")
+            network = to_flux(graph)
+        loss = None if options.loss is None else function_of(options.loss)
+        if isinstance(network, FluxModel):
+            network.check_loss(loss)
         bar.step("choosing")
         sparse = sparsified(
-            graph,
+            network,
             amount=options.amount,
             pattern=options.pattern,
             criterion=criterion,
@@ -331,11 +326,19 @@ def sparsify(options: Namespace) -> int:
             ignore=options.ignore,
             data=samples,
             seed=options.seed,
+            loss=loss,
         )
+        history = _train(options, bar, sparse, network, samples, loss)
         bar.step("saving and checking")
         saved = _save(options, sparse, inputs)
         bar.step("measuring")
-        report = make_sparsity_report(sparse, saved, validate=validate, measure=options.measure)
+        report = make_sparsity_report(
+            sparse.to_graph() if isinstance(sparse, FluxModel) else sparse,
+            saved,
+            validate=validate,
+            measure=options.measure,
+            history=history,
+        )
     return _report(options, report)
 
 
@@ -344,10 +347,40 @@ def _weight_criterion(options: Namespace, samples: Mapping[str, np.ndarray] | No
     if is_julia_place(options.criterion):
         raise UsageError("a criterion for single weights is a function in Python: FILE.py:NAME")
     chosen = function_of(options.criterion)
-    criterion = sparsity.get(chosen)
+    criterion = sparsity.get(chosen, gradients=options.engine == "flux")
     if criterion.needs_data and samples is None:
         raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
+    labels = options.finetune is not None or criterion.needs_labels
+    if labels and samples is not None and data.TARGET not in samples:
+        raise UsageError(f"{options.data} has no labels: an array '{data.TARGET}' is needed")
     return chosen
+
+
+def _train(
+    options: Namespace,
+    bar: Progress,
+    small: Graph | FluxModel,
+    original: Graph | FluxModel,
+    samples: Mapping[str, np.ndarray] | None,
+    loss: Any,
+) -> History | None:
+    """Fine-tune a Flux model, if that was asked for."""
+    if options.finetune is None or not isinstance(small, FluxModel):
+        return None
+    bar.step("fine-tuning")
+    return small.finetune(
+        samples,
+        epochs=options.finetune,
+        loss=loss,
+        optimiser=options.optimiser,
+        lr=options.lr,
+        schedule=options.schedule,
+        batch_size=options.batch_size,
+        teacher=original if options.distil else None,
+        checkpoint=options.checkpoint,
+        resume=options.resume,
+        seed=options.seed,
+    )
 
 
 def _check_engine(options: Namespace) -> None:

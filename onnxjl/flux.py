@@ -28,6 +28,7 @@ from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import graph_inputs
 from onnxjl.load import Source, load
 from onnxjl.losses import evaluate
+from onnxjl.masks import masked_names, record
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan, apply
 from onnxjl.structure import Group
@@ -235,6 +236,18 @@ class FluxModel:
         return self.graph.source
 
     @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Weights that are held sparse: initializer name -> bool of its shape, false where zero."""
+        with as_julia_error():
+            arrays = julia().namedarrays(self.julia.masks)
+            return {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """Fraction of zeros in each weight of a contraction, by initializer name."""
+        return self.to_graph().sparsity
+
+    @property
     def inputs(self) -> list[str]:
         """The names of the inputs that a call must be given, in the network's order."""
         return list(self._inputs)
@@ -398,6 +411,18 @@ class FluxModel:
         with as_julia_error():
             return FluxModel(self.graph, julia().todevice(self.julia, device))
 
+    def masked(self, graph: Graph, weights: Mapping[str, np.ndarray]) -> FluxModel:
+        """Return a copy in which some weights are others, and are held at zero where they are zero.
+
+        Parameters
+        ----------
+        graph : what the copy is as a graph, with its masks.
+        weights : initializer name -> array of the weight's shape.
+        """
+        arrays = {name: np.asarray(x, order="C").T for name, x in weights.items()}
+        with as_julia_error():
+            return FluxModel(graph, julia().maskedcopy(self.julia, arrays, graph))
+
     def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
         """Return a copy in float64 with its weights moved.
 
@@ -466,6 +491,7 @@ class FluxModel:
         """Return the network as an ONNX graph: what its layers say now."""
         with as_julia_error():
             graph = handover.to_graph(self.graph, julia().deliver(self.julia))
+            record(graph.model, map(str, self.julia.masks.keys()))
         return replace(graph, plan=self.plan, source=self.source)
 
     def as_written(self) -> FluxModel:
@@ -576,6 +602,9 @@ def _made(graph: Graph, device: str, written: Any = None) -> FluxModel:
             graph,
             written,
         )
+        names = masked_names(graph.model)
+        if names:
+            bridge.holdzeros_b(handle, names)
     made = FluxModel(graph, handle)
     return made if device == "cpu" else made.to(device)
 

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         ("pr", {"prune"}),
         ("prune --mac", {"--macs"}),
         ("prune --criterion f", {"fisher", "fpgm"}),
-        ("sparsify --criterion s", {"sparsegpt"}),
+        ("sparsify --criterion s", {"snip", "sparsegpt"}),
         ("prune net.onnx --macs 0.5 --scope ", set(SCOPES)),
         ("prune ne", {"net.onnx", "nest.npz", "nets"}),
         ("prune net.onnx -o net.", {"net.onnx"}),

@@ -12,6 +12,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import small_networks as small
+from cases import Case
 from onnx import helper, numpy_helper
 
 import onnxjl
@@ -279,6 +280,7 @@ def test_weights_must_be_finite(criterion):
         ({"amount": True}, "amount must be a fraction"),
         ({"amount": 0.5, "criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"amount": 0.5, "criterion": 3}, r"a criterion is a name or a function f\(name, weight\)"),
+        ({"amount": 0.5, "criterion": "snip"}, "needs gradients, which the numpy engine hasn't"),
         ({"amount": 0.5, "criterion": "wanda"}, "'wanda' looks at what layers read: give some"),
         ({"amount": 0.5, "criterion": "wanda", "scope": "global"}, "its scope is 'local' or 'erk'"),
         ({"amount": 0.5, "scope": "both"}, "no scope 'both'; there are global, local, erk"),
@@ -562,6 +564,24 @@ def test_masks_of_ones_own():
 def test_masks_that_do_not_fit(masks, message):
     with pytest.raises(UsageError, match=message):
         onnxjl.mask(dense(8, 4), masks)
+
+
+@pytest.mark.parametrize("name", ["bertlike.ts17", "lstm_stacked.ts17", "mobilenet_v2.ts17"])
+def test_networks_of_several_families(name):
+    case = Case(name)
+    half = onnxjl.sparsify(case.graph, pattern="2:4")
+    for entry in half.sparsified.layers:
+        weight = case.graph.weight(entry.tensor)
+        mask = half.masks[entry.tensor]
+        assert Pattern(2, 4).holds(mask, entry.axis)
+        assert np.array_equal(half.weight(entry.tensor), np.where(mask, weight, 0))
+    others = set(case.graph.model.graph.initializers) - half.masks.keys()
+    assert all(half.weight(n) is case.graph.weight(n) for n in others)
+    assert not any("embedding" in name for name in half.masks)
+    sparse = onnxjl.sparsify(case.graph, amount=0.5, criterion="wanda", data=case.feeds[0])
+    sizes = [entry.size for entry in sparse.sparsified.layers]
+    zeros = sum(int((~mask).sum()) for mask in sparse.masks.values())
+    assert zeros == sum(int(np.floor(0.5 * size + 0.5)) for size in sizes)
 
 
 # Wanda

@@ -11,6 +11,7 @@ using Flux: Chain
 const TOPICS = [
     "Networks" => [:FluxGraph, :load, :save, :Chain, :gradients],
     "Pruning" => [:groups, :Group, :Member, :slice, :prune, :plan, :Edits],
+    "Masks" => [:mask!],
     "Networks as data" => [:Network, :Node, :network],
     "Layers of one's own" => [:trace, :tensor, :node],
     "Errors" => [:UnsupportedOperator],

@@ -194,6 +194,16 @@ function OnnxJL.movedby(graph, direction, step)
     return OnnxJL.moved(graph, arrays, step)
 end
 
+OnnxJL.holdzeros!(graph::FluxGraph, names::PyList) =
+    OnnxJL.holdzeros!(graph, Set(texts(Py(names))))
+
+function OnnxJL.maskedcopy(graph::FluxGraph, weights::PyDict, origin::Py)
+    given = Dict(pyconvert(String, name) => ownarray(x) for (name, x) in Py(weights).items())
+    return OnnxJL.maskedcopy(graph, given, Origin(origin))
+end
+
+OnnxJL.namedarrays(arrays) = pydict(name => numpyarray(x) for (name, x) in arrays)
+
 function OnnxJL.score(criterion, group, tensors, members)
     arrays = Dict(
         pyconvert(String, tensor) => (weight=ownarray(weight), gradient=optionalarray(gradient))

@@ -9,7 +9,7 @@ a model of Flux layers; [`groups`](@ref) says what of it can go, [`prune`](@ref)
 """
 module OnnxJL
 
-export FluxGraph, Network, Node, UnsupportedOperator, network, groups, prune, gradients
+export FluxGraph, Network, Node, UnsupportedOperator, network, groups, prune, gradients, mask!
 
 include("network.jl")
 include("operators.jl")
@@ -21,6 +21,7 @@ include("graph.jl")
 include("device.jl")
 include("gradient.jl")
 include("losses.jl")
+include("masks.jl")
 include("training.jl")
 include("regularization.jl")
 include("import.jl")

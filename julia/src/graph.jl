@@ -11,20 +11,26 @@ name.
 Arrays have ONNX's dimensions reversed: an ONNX N×C×H×W is a Julia W×H×C×N.
 
 It is a functor: its children are its `layers`, the trainable arrays that functions use
-(`parameters`), and other floating ones (`constants`). It starts in test mode.
+(`parameters`), and other floating ones (`constants`). It starts in test mode. `masks` are those of
+tensors that are held at zero in places; see [`mask!`](@ref).
 """
 struct FluxGraph
     layers::Vector{Any}
     parameters::Vector{Any}
     constants::Vector{Any}
     program::Program
+    masks::Dict{String,Array{Bool}}
 end
+
+FluxGraph(layers, parameters, constants, program) =
+    FluxGraph(layers, parameters, constants, program, Dict{String,Array{Bool}}())
 
 function Flux.Functors.functor(::Type{<:FluxGraph}, graph)
     children = (
         layers=graph.layers, parameters=graph.parameters, constants=graph.constants
     )
-    again(c) = FluxGraph(c.layers, c.parameters, c.constants, graph.program)
+    again(c) =
+        FluxGraph(c.layers, c.parameters, c.constants, graph.program, copy(graph.masks))
     return children, again
 end
 

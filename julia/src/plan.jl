@@ -32,6 +32,9 @@ have Julia's order of dimensions; a `criterion` may be a function of a [`Group`]
 """
 function prune(graph::FluxGraph, edits::Edits; origin=pruned(graph.program.origin, graph, edits))
     small = FluxGraph(prune(network(graph), edits); own=true, origin)
+    for (name, mask) in graph.masks
+        small.masks[name] = kept(mask, name, get(edits.kept, name, Dict{Int,Vector{Int}}()))
+    end
     for (layer, original) in paired(small, graph)
         copymode!(layer, original)
     end
@@ -47,15 +50,7 @@ function prune(network::Network, edits::Edits)
     for (name, axes) in edits.kept
         x = get(network.tensors, name, nothing)
         x === nothing && throw(ArgumentError("no initializer is called '$name'"))
-        keep = Any[Colon() for _ in 1:ndims(x)]
-        for (axis, indices) in axes
-            0 <= axis < ndims(x) && all(i -> 0 <= i < size(x, ndims(x) - axis), indices) ||
-                throw(ArgumentError(string(
-                    "'", name, "' has shape ", reverse(size(x)), ": no such index on axis ", axis
-                )))
-            keep[ndims(x) - axis] = indices .+ 1
-        end
-        tensors[name] = x[keep...]
+        tensors[name] = kept(x, name, axes)
     end
     merge!(tensors, edits.constants)
     standins = Dict{String,String}()
@@ -92,6 +87,19 @@ reads(node::Node) =
 reads(network::Network) =
     mapreduce(reads, union!, network.nodes; init=Set{String}(network.outputs))
 reads(attribute) = Set{String}()
+
+"What stays of the array of a tensor."
+function kept(x, name, axes)
+    keep = Any[Colon() for _ in 1:ndims(x)]
+    for (axis, indices) in axes
+        0 <= axis < ndims(x) && all(i -> 0 <= i < size(x, ndims(x) - axis), indices) ||
+            throw(ArgumentError(string(
+                "'", name, "' has shape ", reverse(size(x)), ": no such index on axis ", axis
+            )))
+        keep[ndims(x) - axis] = indices .+ 1
+    end
+    return x[keep...]
+end
 
 "What a pruned network was made from, where the whole one was made from `origin`."
 pruned(origin::Nothing, graph, edits) = nothing

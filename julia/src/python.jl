@@ -154,6 +154,13 @@ Julia arrays and numbers as NumPy arrays.
 function numpyarrays end
 
 """
+    namedarrays(arrays)
+
+A dictionary of Julia arrays by name as one of NumPy arrays.
+"""
+function namedarrays end
+
+"""
     namedgradients(graph, gradient)
 
 The gradient of each trainable tensor, by name, as NumPy arrays.

@@ -100,7 +100,8 @@ end
 Change the weights as the rule says, with learning rate `rate`, and return the norm of the whole
 gradient, frozen weights excepted. With `clipnorm`, a gradient of a larger norm is scaled down to
 it. With a [`penalty`](@ref), its own step is taken at the same weights, see [`penalize!`](@ref) for
-its options. Nothing changes where the norm isn't finite.
+its options. Nothing changes where the norm isn't finite. What is masked ([`mask!`](@ref)) stays zero;
+its gradient counts for the norm.
 """
 function step!(
     state, graph::FluxGraph, gradient; rate=nothing, clipnorm=nothing, penalty=nothing, options...
@@ -111,6 +112,7 @@ function step!(
     clipnorm === nothing || Optimisers.adjust!(state; factor=min(1.0, clipnorm / (norm + 1e-6)))
     penalty === nothing || penalize!(penalty, rate; options...)
     Optimisers.update!(state, graph, gradient)
+    mask!(graph)
     return norm
 end
 

@@ -17,7 +17,7 @@ end
 @testset "OnnxJL" begin
     operators = [joinpath("ops", file) for file in readdir(joinpath(@__DIR__, "ops"))]
     for file in [
-        operators; "functor.jl"; "plan.jl"; "double.jl"; "pooling.jl"; "training.jl";
+        operators; "functor.jl"; "plan.jl"; "double.jl"; "pooling.jl"; "training.jl"; "masks.jl";
         "regularization.jl"; "control.jl";
         "chain.jl"
     ]

@@ -50,7 +50,7 @@ def taylor(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (tensors, units) float64
     """
-    return _of(group, weights, "taylor", lambda s: _mean_square(s, _batches(s, 64)))
+    return _of(group, weights, "taylor", lambda s: _mean_square(s, batch_gradients(s, 64)))
 
 
 @register(
@@ -69,7 +69,7 @@ def fisher(group: Group, weights: GroupWeights) -> np.ndarray:
     -------
     (tensors, units) float64
     """
-    return _of(group, weights, "fisher", lambda s: _halved(_mean_square(s, _batches(s, 1))))
+    return _of(group, weights, "fisher", lambda s: _halved(_mean_square(s, batch_gradients(s, 1))))
 
 
 @register(
@@ -90,7 +90,7 @@ def obd(group: Group, weights: GroupWeights) -> np.ndarray:
     """
 
     def measure(scoring: Scoring) -> Rows:
-        batches = _batches(scoring, 1)
+        batches = batch_gradients(scoring, 1)
         squares = (_products(scoring, g, lambda g, w: (g * w) ** 2) for g in batches)
         return _halved(_mean(_rows(scoring, products) for products in squares))
 
@@ -285,8 +285,18 @@ def _model(scoring: Scoring) -> FluxModel:
     return scoring.model
 
 
-def _batches(scoring: Scoring, size: int) -> Iterable[Arrays]:
-    """The gradient of each batch."""
+def batch_gradients(scoring: Scoring, size: int) -> Iterable[Arrays]:
+    """The gradient of each batch of the data.
+
+    Parameters
+    ----------
+    scoring : the request, with a Flux model and labelled data.
+    size : samples in a batch where the graph leaves the number open.
+
+    Yields
+    ------
+    Initializer name -> gradient of the weight's shape.
+    """
     model = _model(scoring)
     data = labelled(_data(scoring), scoring.graph, batch_size=size)
     for feeds, target in progress(data, "taking gradients"):

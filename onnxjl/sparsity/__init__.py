@@ -4,7 +4,7 @@ To add a criterion for single weights, write a file beside these with a function
 `register`, and import it here.
 """
 
-from onnxjl.sparsity import magnitude, sparsegpt, wanda
+from onnxjl.sparsity import gradient, magnitude, sparsegpt, wanda
 from onnxjl.sparsity.registry import CRITERIA, Criterion, register
 from onnxjl.sparsity.sparsify import Sparsified, mask, sparsify
 
@@ -12,6 +12,7 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Sparsified",
+    "gradient",
     "magnitude",
     "mask",
     "register",

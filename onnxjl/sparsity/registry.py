@@ -32,6 +32,8 @@ class Criterion:
     solver : what chooses from the inputs that a layer reads, layer after layer.
     source : the paper that it comes from.
     needs_data : whether it is measured on the caller's data.
+    needs_labels : whether these have to have labels.
+    needs_gradient : whether it needs gradients, which only the Flux engine has.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Criterion:
     solver: Solver | None = None
     source: str = ""
     needs_data: bool = False
+    needs_labels: bool = False
+    needs_gradient: bool = False
 
     @property
     def scope(self) -> Scope:
@@ -50,12 +54,17 @@ CRITERIA: dict[str, Criterion] = {}
 """Name -> criterion for single weights."""
 
 
-def register(*names: str, source: str = "") -> Callable[[Function], Function]:
+def register(
+    *names: str,
+    source: str = "",
+    needs_labels: bool = False,
+    needs_gradient: bool = False,
+) -> Callable[[Function], Function]:
     """Decorate a function to make it a criterion for single weights, under one name or several.
 
     Parameters
     ----------
-    names, source : as `Criterion` has them.
+    names, source, needs_labels, needs_gradient : as `Criterion` has them.
 
     Raises
     ------
@@ -64,7 +73,16 @@ def register(*names: str, source: str = "") -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         for name in names:
-            add(Criterion(name, function, source=source))
+            add(
+                Criterion(
+                    name,
+                    function,
+                    source=source,
+                    needs_data=needs_labels,
+                    needs_labels=needs_labels,
+                    needs_gradient=needs_gradient,
+                )
+            )
         return function
 
     return decorate
@@ -77,22 +95,28 @@ def add(criterion: Criterion) -> None:
     CRITERIA[criterion.name] = criterion
 
 
-def get(criterion: Any) -> Criterion:
+def get(criterion: Any, *, gradients: bool) -> Criterion:
     """Return the criterion that is meant.
 
     Parameters
     ----------
     criterion : a registered name, or a function ``f(name, weight) -> scores`` of the weight's
         shape.
+    gradients : whether there are gradients for criteria that need them.
 
     Raises
     ------
-    UsageError : no criterion has that name, or it isn't callable.
+    UsageError : no criterion has that name, it needs gradients, or it isn't callable.
     """
     if isinstance(criterion, str):
         chosen = CRITERIA.get(criterion)
         if chosen is None:
             raise UsageError(unknown("criterion for single weights", criterion, CRITERIA))
+        if chosen.needs_gradient and not gradients:
+            raise UsageError(
+                f"criterion '{chosen.name}' needs gradients, which the numpy engine hasn't: "
+                "sparsify a Flux model (onnxjl.to_flux, --engine flux)"
+            )
         return chosen
     if callable(criterion):
         name = getattr(criterion, "__name__", type(criterion).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxjl.errors import UsageError
 from onnxjl.graph import Graph
@@ -21,6 +21,9 @@ from onnxjl.report import (
     wrap,
 )
 from onnxjl.save import Saved, input_files
+
+if TYPE_CHECKING:
+    from onnxjl.history import History
 
 NOT_FASTER = (
     "onnxruntime multiplies by zero as by anything else: in it, the sparse network is as fast as "
@@ -66,6 +69,7 @@ class SparsityReport:
     whole : (layer, why) of each layer that was left whole.
     check : outcome of the check: its status and one sentence.
     notes : anything else worth knowing.
+    history : the epochs of fine-tuning, if there was any.
     """
 
     source: str
@@ -76,6 +80,7 @@ class SparsityReport:
     whole: tuple[tuple[str, str], ...]
     check: tuple[str, str]
     notes: tuple[str, ...] = ()
+    history: History | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON's types."""
@@ -98,6 +103,7 @@ class SparsityReport:
             "whole": [{"layer": layer, "reason": reason} for layer, reason in self.whole],
             "check": {"status": self.check[0], "text": self.check[1]},
             "notes": list(self.notes),
+            "finetuning": None if self.history is None else self.history.as_dict(),
         }
 
     def __str__(self) -> str:
@@ -116,6 +122,8 @@ class SparsityReport:
         parts.append("zeros\n" + indent(table(cells, align="llrlr")))
         if self.whole:
             parts.append("left whole\n" + indent(reasons(self.whole, width=WIDTH - 2)))
+        if self.history is not None:
+            parts.append("fine-tuning\n" + indent(str(self.history)))
         last = (f"check: {self.check[1]}", *self.notes)
         parts.append("\n".join(wrap(line) for line in last))
         return "\n\n".join(parts)
@@ -127,6 +135,7 @@ def make_report(
     *,
     validate: Any = None,
     measure: bool = True,
+    history: History | None = None,
 ) -> SparsityReport:
     """Count zeros, and measure what they cost.
 
@@ -136,6 +145,7 @@ def make_report(
     saved : the file that it was saved in.
     validate : labelled data for the accuracy; as in `onnxjl.report.make_report`.
     measure : whether accuracy is measured at all.
+    history : the epochs of fine-tuning, if there was any.
 
     Raises
     ------
@@ -176,4 +186,5 @@ def make_report(
         whole=tuple((entry.layer, entry.reason) for entry in how.whole),
         check=(saved.check.status, saved.check.text),
         notes=(*notes, NOT_FASTER),
+        history=history,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import Scoring, checked_seed
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import BudgetError, UsageError
+from onnxjl.flux import FluxModel
 from onnxjl.graph import Graph
 from onnxjl.load import Source, load
 from onnxjl.normalize import normalize
@@ -49,8 +50,16 @@ class Sparsified:
     whole: tuple[Whole, ...] = ()
 
 
-def sparsify(
-    model: Source,
+@overload
+def sparsify(model: Source, **options: Any) -> Graph: ...
+
+
+@overload
+def sparsify(model: FluxModel, **options: Any) -> FluxModel: ...
+
+
+def sparsify(  # type: ignore[misc] # the options are those below, for both kinds of model
+    model: Source | FluxModel,
     *,
     amount: float | None = None,
     pattern: str | None = None,
@@ -59,16 +68,17 @@ def sparsify(
     ignore: Sequence[str] = (),
     data: Any = None,
     seed: int = 0,
-) -> Graph:
+    loss: Any = None,
+) -> Graph | FluxModel:
     """Set the least important weights of a network to zero, each on its own.
 
     The weights are those of convolutions, products with a constant and recurrent cells; biases,
     normalizations and embedding tables are left alone. No tensor gets smaller. What is zero is held
-    by a mask: it stays zero when the network is pruned, refitted, saved and loaded.
+    by a mask: it stays zero when the network is fine-tuned, pruned, refitted, saved and loaded.
 
     Parameters
     ----------
-    model : whatever `load` takes, normalized if it isn't; never changed.
+    model : whatever `load` takes, normalized if it isn't, or a Flux model; never changed.
     amount : fraction of the weights to be zero, in (0, 1), those included that a mask holds
         already. Exactly one of this and `pattern` is given.
     pattern : "2:4" or another N:M: of every M weights that follow each other along the inputs of a
@@ -80,14 +90,17 @@ def sparsify(
         takes the same share of each, "erk" a smaller one of small layers (Erdős–Rényi–Kernel). By
         default "global", and "local" for criteria that compare weights within a layer.
     ignore : fnmatch patterns of layers or nodes to leave whole.
-    data : inputs for criteria that need them; see `onnxjl.data.batches`.
+    data : inputs for criteria that need them, with labels for those with gradients; see
+        `onnxjl.data.batches`.
     seed : of the criterion "random".
+    loss : what gradient criteria differentiate; see `FluxModel.gradient`. None is the cross-entropy
+        of integer labels.
 
     Returns
     -------
-    The sparse network, with `masks` and `sparsity`; `sparsified` says what was left whole. Weights
-    that stay are unchanged, but by "sparsegpt". Plans begin anew with it. Equal scores are broken
-    by index: the first stay.
+    The sparse network, of the kind that came: a Graph or a FluxModel, with `masks` and `sparsity`;
+    of a Graph, `sparsified` says what was left whole. Weights that stay are unchanged, but by
+    "sparsegpt". Plans begin anew with it. Equal scores are broken by index: the first stay.
 
     Raises
     ------
@@ -105,9 +118,10 @@ def sparsify(
     if amount is not None and not is_fraction(amount):
         raise UsageError(f"amount must be a fraction between 0 and 1, not {amount!r}")
     runs = None if pattern is None else Pattern.parse(pattern)
-    chosen = registry.get(criterion)
+    flux = model if isinstance(model, FluxModel) else None
+    chosen = registry.get(criterion, gradients=flux is not None)
     spread = _scope(chosen, scope, runs)
-    graph = normalize(load(model))
+    graph = flux.to_graph() if flux is not None else normalize(load(model))  # type: ignore[arg-type]
     reading = chosen.name if chosen.solver is not None else None
     layers, whole = candidates(graph, pattern=runs, ignore=ignore, reading=reading)
     check_any(layers, whole)
@@ -118,6 +132,8 @@ def sparsify(
         aggregation="mean",
         data=data,
         seed=checked_seed(seed),
+        model=flux,
+        loss=loss,
     )
     if chosen.solver is not None:
         zeros = [None] * len(layers) if amount is None else counts(layers, amount, spread)
@@ -138,10 +154,11 @@ def sparsify(
         "seed": seed,
     }
     _check_change(graph, arrays, amount)
-    return _with(graph, arrays, Sparsified(graph, request, tuple(layers), tuple(whole)))
+    sparse = _with(graph, arrays, Sparsified(graph, request, tuple(layers), tuple(whole)))
+    return sparse if flux is None else flux.masked(sparse, arrays)
 
 
-def mask(model: Source, masks: Mapping[str, NDArray[Any]]) -> Graph:
+def mask(model: Source | FluxModel, masks: Mapping[str, NDArray[Any]]) -> Graph | FluxModel:
     """Set weights of your own choice to zero, and hold them there as `sparsify` does.
 
     Parameters
@@ -152,13 +169,13 @@ def mask(model: Source, masks: Mapping[str, NDArray[Any]]) -> Graph:
 
     Returns
     -------
-    The sparse network.
+    The sparse network, of the kind that came.
 
     Raises
     ------
     UsageError : there is no such floating weight, or a mask isn't bool of its shape.
     """
-    graph = normalize(load(model))
+    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
     before = graph.masks
     arrays = {}
     for name, given in masks.items():
@@ -176,7 +193,8 @@ def mask(model: Source, masks: Mapping[str, NDArray[Any]]) -> Graph:
         if name in before:
             wanted = wanted & before[name]
         arrays[name] = recorded.with_zeros(array, wanted)
-    return _with(graph, arrays, Sparsified(graph, {"masks": sorted(masks)}))
+    sparse = _with(graph, arrays, Sparsified(graph, {"masks": sorted(masks)}))
+    return model.masked(sparse, arrays) if isinstance(model, FluxModel) else sparse
 
 
 def _scope(criterion: registry.Criterion, scope: Scope | None, pattern: Pattern | None) -> Scope:
