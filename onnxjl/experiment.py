@@ -185,7 +185,7 @@ class Experiment:
             criteria.get(self._criterion, gradients=self.engine == "flux")
 
     def _check_sparsity(self) -> None:
-        sparsity_criteria.get(self._criterion)
+        sparsity_criteria.get(self._criterion, gradients=False)
         if (scope := self.pruning.get("scope")) is not None and scope not in SCOPES:
             raise UsageError(unknown("scope", scope, SCOPES))
         if self.recover is not None:

@@ -15,6 +15,7 @@ from small_networks import convolutions
 import onnxjl
 from onnxjl import cli
 from onnxjl.errors import UsageError
+from onnxjl.flux import julia
 
 pytestmark = [needs_julia, pytest.mark.xdist_group("julia")]
 
@@ -131,8 +132,8 @@ def test_masks_from_julia_are_written(tmp_path):
     from juliacall import Main
 
     flux = onnxjl.to_flux(convolutions())
-    change = Main.seval('m -> OnnxJL.mask!(m, "head.weight" => [i != j for i in 1:4, j in 1:5])')
-    change(flux.julia)
+    change = Main.seval('(m, mask!) -> mask!(m, "head.weight" => [i != j for i in 1:4, j in 1:5])')
+    change(flux.julia, julia().mask_b)
     flux.save(tmp_path / "s.onnx")
     masks = onnxjl.load(tmp_path / "s.onnx").masks
     assert masks.keys() == {"head.weight"}

@@ -158,6 +158,14 @@ def sparsify(  # type: ignore[misc] # the options are those below, for both kind
     return sparse if flux is None else flux.masked(sparse, arrays)
 
 
+@overload
+def mask(model: Source, masks: Mapping[str, NDArray[Any]]) -> Graph: ...
+
+
+@overload
+def mask(model: FluxModel, masks: Mapping[str, NDArray[Any]]) -> FluxModel: ...
+
+
 def mask(model: Source | FluxModel, masks: Mapping[str, NDArray[Any]]) -> Graph | FluxModel:
     """Set weights of your own choice to zero, and hold them there as `sparsify` does.
 
