@@ -235,3 +235,30 @@ def test_errors():
         recover(bare, "bn", np.zeros((4, 3, 6, 6), np.float32))
     with pytest.raises(onnxjl.DataError):
         recover(small, "refit", np.zeros((4, 3, 28, 28), np.float32))
+
+
+@pytest.mark.parametrize("samples", [20, 55, 400])
+def test_few_samples_do_no_harm(samples):
+    r = np.random.default_rng(1)
+    weights = {
+        "a.weight": r.standard_normal((64, 96)),
+        "a.bias": r.standard_normal(96),
+        "b.weight": r.standard_normal((96, 8)) * np.where(np.arange(96) < 48, 1, 0.3)[:, None],
+        "b.bias": r.standard_normal(8),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "a.weight", "a.bias"], ["a"], name="a"),
+        helper.make_node("Relu", ["a"], ["h"], name="relu"),
+        helper.make_node("Gemm", ["h", "b.weight", "b.bias"], ["y"], name="b"),
+    ]
+    model = network(nodes, weights, {"x": ["n", 64]}, {"y": ["n", 8]})
+    graph = onnxjl.normalize(onnxjl.load(model))
+    small = without_second_half(graph, "a")
+    seen = r.standard_normal((samples, 64)).astype(np.float32)
+    unseen = r.standard_normal((4000, 64)).astype(np.float32)
+    expected = run(graph, unseen)
+    plain, refitted = (
+        np.linalg.norm(run(each, unseen) - expected)
+        for each in (small, recover(small, "refit", seen))
+    )
+    assert refitted < plain

@@ -28,8 +28,11 @@ from onnxjl.recovery.layers import Layer, layers_to_solve
 from onnxjl.recovery.matrices import Float, channels_last, matrix_of
 from onnxjl.recovery.stream import Stream
 
-# Strength of the pull towards the weights as they were, relative to the mean of the Gram diagonal.
-RIDGE = 1e-4
+# Strengths of the pull towards the weights as they were, relative to the mean of the Gram diagonal:
+# the first, or where rows are scarce the one that does best on rows that are held out.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Share of the rows of each batch that are held out then.
+HELD_OUT = 0.2
 # Rows (samples × positions) used for each unknown of a layer, and at least: more cost time and
 # change the solution little.
 ROWS_PER_UNKNOWN, LEAST_ROWS = 50, 20_000
@@ -75,7 +78,9 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
     small.compute(*layer.reads)
     large.compute(layer.target)
     total = small.samples(layer.reads[0])
-    limit = max(ROWS_PER_UNKNOWN * (weight.shape[1] + 1), LEAST_ROWS)
+    enough = ROWS_PER_UNKNOWN * (weight.shape[1] + 1)
+    limit = max(enough, LEAST_ROWS)
+    held_out: Fit | None = None
     random = np.random.default_rng(0)
     for here, there in zip(small.batches(*layer.reads), large.batches(layer.target), strict=True):
         wanted = channels_last(there[0], layer.node)
@@ -85,16 +90,42 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
         if layer.other is not None:
             wanted = (wanted - channels_last(here[1], layer.node) - shift) / scale
         count = int(limit * len(here[0]) / total) + 1
-        rows, outputs = matrix.sample(here[0], wanted, count, random)
-        check_finite(rows, layer.reads[0].name)
-        check_finite(outputs, layer.target.name)
-        fit.add(rows, outputs)
+        x, y = matrix.sample(here[0], wanted, count, random)
+        check_finite(x, layer.reads[0].name)
+        check_finite(y, layer.target.name)
+        rows = x.shape[1]
+        if rows * total < enough * len(here[0]):
+            held_out = held_out or Fit(weight, start=fit.start)
+            kept = rows - int(HELD_OUT * rows)
+            held_out.add(x[:, kept:], y[:, kept:])
+            x, y = x[:, :kept], y[:, :kept]
+        fit.add(x, y)
     value = layer.node.inputs[1]
-    held = value is not None and value.name in masked_names(small.graph.model)
-    solved, constant = fit.solve(live=weight != 0 if held else None)
+    masked = value is not None and value.name in masked_names(small.graph.model)
+    live = weight != 0 if masked else None
+    ridge: float | None = RIDGES[0]
+    if held_out is not None:
+        ridge = strength(fit, held_out, live)
+        fit.join(held_out)
+    if ridge is None:
+        return
+    solved, constant = fit.solve(ridge, live=live)
     matrix.write(solved)
     if layer.intercept is not None:
         layer.intercept.write(constant)
+
+
+def strength(fit: Fit, held_out: Fit, live: NDArray[np.bool_] | None) -> float | None:
+    """Return the ridge with which a fit does best on other rows; None if the start does better."""
+    best, least = None, held_out.error(fit.weight, fit.start)
+    for ridge in RIDGES:
+        error = held_out.error(*fit.solve(ridge, live=live))
+        if error >= least:
+            if best is not None:
+                break
+            continue
+        best, least = ridge, error
+    return best
 
 
 class Fit:
@@ -128,11 +159,33 @@ class Fit:
         self.gram += turned @ x
         self.moment += turned @ y
 
-    def solve(self, live: NDArray[np.bool_] | None = None) -> tuple[Float, Float]:
+    def join(self, other: Fit) -> None:
+        """Take in the rows of another fit."""
+        self.gram += other.gram
+        self.moment += other.moment
+
+    def error(self, weight: Float, constant: Float | None) -> float:
+        """Return the squared distance from the outputs wanted, less that of zeros.
+
+        Parameters
+        ----------
+        weight : (groups, unknowns, outputs).
+        constant : (groups · outputs,); not looked at where there is none to solve for.
+        """
+        if self.start is not None:
+            assert constant is not None
+            rows = constant.reshape(len(weight), 1, -1)
+            weight = np.concatenate([weight, rows], axis=1)
+        return float(np.sum(weight * (self.gram @ weight - 2 * self.moment)))
+
+    def solve(
+        self, ridge: float = RIDGES[0], *, live: NDArray[np.bool_] | None = None
+    ) -> tuple[Float, Float]:
         """Return (groups, unknowns, outputs) weights and (groups · outputs,) constants.
 
         Parameters
         ----------
+        ridge : strength of the pull, relative to the mean of the Gram diagonal.
         live : (groups, unknowns, outputs), false for weights that a mask holds at zero; each
             output is then solved for the others alone.
         """
@@ -142,9 +195,9 @@ class Fit:
             start = np.concatenate([start, self.start.reshape(groups, 1, outputs)], axis=1)
         diagonal = np.arange(unknowns)
         pull = np.zeros_like(self.gram)
-        strength = RIDGE * self.gram[:, diagonal, diagonal].mean(axis=1, keepdims=True)
+        mean = self.gram[:, diagonal, diagonal].mean(axis=1, keepdims=True)
         # Inputs that are never active leave the weights as they are.
-        pull[:, diagonal, diagonal] = np.maximum(strength, 1e-12)
+        pull[:, diagonal, diagonal] = np.maximum(ridge * mean, 1e-12)
         if self.start is not None:
             pull[:, unknowns, unknowns] = 1e-12
         right = self.moment - self.gram @ start
