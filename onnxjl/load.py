@@ -291,20 +291,24 @@ def _check_numbers(tensor: ir.TensorProtocol, name: str) -> None:
 
 def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value | None, ir.TensorProtocol]]:
     """Every tensor of a model, functions included, with its initializer where it has one."""
-    functions = [function.graph for function in model.functions.values()]
-    for graph in (model.graph, *functions):
-        for inner in (graph, *graph.subgraphs()):
-            for value in inner.initializers.values():
-                if value.const_value is not None:
-                    yield value, value.const_value
-            for node in inner:
-                for attribute in node.attributes.values():
-                    if attribute.is_ref():
-                        continue
-                    if attribute.type == ir.AttributeType.TENSOR:
-                        yield None, attribute.value
-                    elif attribute.type == ir.AttributeType.TENSORS:
-                        yield from ((None, tensor) for tensor in attribute.value)
+    pending = [model.graph, *(function.graph for function in model.functions.values())]
+    while pending:
+        graph = pending.pop()
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue  # a function's own attribute: its value stands where it is called
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield None, attribute.value
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from ((None, tensor) for tensor in attribute.value)
+                elif attribute.type == ir.AttributeType.GRAPH:
+                    pending.append(attribute.value)
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    pending.extend(attribute.value)
 
 
 def _locate_external(
