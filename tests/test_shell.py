@@ -201,7 +201,7 @@ def test_julia_is_named_and_shared(tmp_path: Path) -> None:
         "PYTHON_JULIACALL_PROJECT": str(place.project),
     }
     page = "docs/julia.md"
-    works = "OnnxJL"
+    works = "The Flux engine works"
     assert works in shell(commands(page, 0), tmp_path, **path, **named)
     assert works in shell(commands(page, 1), tmp_path, **path)
     # What is shared: Julia, the depot, and a project that gets its packages between the calls.
@@ -211,10 +211,11 @@ def test_julia_is_named_and_shared(tmp_path: Path) -> None:
     depot = shell("julia -e 'print(join(DEPOT_PATH, \":\"))'", tmp_path, **path).split(":")
     (shared / "depot").symlink_to(depot[0])
     copy = f"cp {place.project}/*.toml {shared}/onnxjl"
-    first, _, rest = commands(page, 2).rpartition("onnxjl doctor")
-    first, _, _ = first.rpartition("onnxjl doctor")
-    script = f"{first}\nonnxjl doctor && exit 3\n{copy}\nonnxjl doctor{rest}"
-    printed = shell(script.replace("/shared/", f"{shared}/"), tmp_path, **path)
-    assert "Pkg.add" in printed
+    # The first call may find nothing, or what the user's default environment has.
+    first, second = (
+        part + "onnxjl doctor" for part in commands(page, 2).split("onnxjl doctor")[:2]
+    )
+    script = f"{first} || [ $? = 1 ]\n{copy}{second}"
+    assert works in shell(script.replace("/shared/", f"{shared}/"), tmp_path, **path)
     script = commands(page, 3).replace("/shared/", f"{shared}/")
     assert works in shell(script, tmp_path, **path)
