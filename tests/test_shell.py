@@ -210,7 +210,7 @@ def test_julia_is_named_and_shared(tmp_path: Path) -> None:
     (shared / "julia" / "bin" / "julia").symlink_to(Path(place.executable).resolve())
     depot = shell("julia -e 'print(join(DEPOT_PATH, \":\"))'", tmp_path, **path).split(":")
     (shared / "depot").symlink_to(depot[0])
-    copy = f"cp {place.project}/*.toml {shared}/onnxjl"
+    copy = f"cp {place.project}/*.toml /shared/onnxjl"
     # The first call may find nothing, or what the user's default environment has.
     first, second = (
         part + "onnxjl doctor" for part in commands(page, 2).split("onnxjl doctor")[:2]
