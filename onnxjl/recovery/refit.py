@@ -31,7 +31,7 @@ from onnxjl.recovery.stream import Stream
 # Strengths of the pull towards the weights as they were, relative to the mean of the Gram diagonal:
 # the first, or where rows are scarce the one that does best on rows that are held out.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Share of the rows of each batch that are held out then.
+# Share of the rows that are held out then: the last of each batch, or of some where they are small.
 HELD_OUT = 0.2
 # Rows (samples × positions) used for each unknown of a layer, and at least: more cost time and
 # change the solution little.
@@ -81,6 +81,7 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
     enough = ROWS_PER_UNKNOWN * (weight.shape[1] + 1)
     limit = max(enough, LEAST_ROWS)
     held_out: Fit | None = None
+    seen = 0
     random = np.random.default_rng(0)
     for here, there in zip(small.batches(*layer.reads), large.batches(layer.target), strict=True):
         wanted = channels_last(there[0], layer.node)
@@ -95,10 +96,12 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
         check_finite(y, layer.target.name)
         rows = x.shape[1]
         if rows * total < enough * len(here[0]):
-            held_out = held_out or Fit(weight, start=fit.start)
-            kept = rows - int(HELD_OUT * rows)
-            held_out.add(x[:, kept:], y[:, kept:])
-            x, y = x[:, :kept], y[:, :kept]
+            kept = rows - int(HELD_OUT * (seen + rows)) + int(HELD_OUT * seen)
+            seen += rows
+            if kept < rows:
+                held_out = held_out or Fit(weight, start=fit.start)
+                held_out.add(x[:, kept:], y[:, kept:])
+                x, y = x[:, :kept], y[:, :kept]
         fit.add(x, y)
     value = layer.node.inputs[1]
     masked = value is not None and value.name in masked_names(small.graph.model)
