@@ -241,17 +241,7 @@ def prune(options: Namespace) -> int:
     more = {} if options.normalization is None else {"normalization": options.normalization}
     flux = options.engine == "flux"
     with Progress("pruning", total=5 + flux + (options.finetune is not None)) as bar:
-        bar.step("reading")
-        graph = _load_for(options)
-        bar.step("normalizing")
-        graph = normalized(graph)
-        network: Graph | FluxModel = graph
-        if flux:
-            bar.step("starting Julia")
-            network = to_flux(graph)
-        loss = None if options.loss is None else function_of(options.loss)
-        if isinstance(network, FluxModel):
-            network.check_loss(loss)
+        network, loss = _network(options, bar)
         bar.step("choosing")
         small = pruned(
             network,
@@ -297,6 +287,22 @@ def prune(options: Namespace) -> int:
     return _report(options, report)
 
 
+def _network(options: Namespace, bar: Progress) -> tuple[Graph | FluxModel, Any]:
+    """The normalized network of the engine that is asked for, and the loss, which fits it."""
+    bar.step("reading")
+    graph = _load_for(options)
+    bar.step("normalizing")
+    graph = normalized(graph)
+    network: Graph | FluxModel = graph
+    if options.engine == "flux":
+        bar.step("starting Julia")
+        network = to_flux(graph)
+    loss = None if options.loss is None else function_of(options.loss)
+    if isinstance(network, FluxModel):
+        network.check_loss(loss)
+    return network, loss
+
+
 def sparsify(options: Namespace) -> int:
     """Set single weights to zero."""
     _check_engine(options)
@@ -305,17 +311,7 @@ def sparsify(options: Namespace) -> int:
     criterion = _weight_criterion(options, samples)
     flux = options.engine == "flux"
     with Progress("sparsifying", total=5 + flux + (options.finetune is not None)) as bar:
-        bar.step("reading")
-        graph = _load_for(options)
-        bar.step("normalizing")
-        graph = normalized(graph)
-        network: Graph | FluxModel = graph
-        if flux:
-            bar.step("starting Julia")
-            network = to_flux(graph)
-        loss = None if options.loss is None else function_of(options.loss)
-        if isinstance(network, FluxModel):
-            network.check_loss(loss)
+        network, loss = _network(options, bar)
         bar.step("choosing")
         sparse = sparsified(
             network,
