@@ -21,8 +21,13 @@ def named() -> bool:
     return bool(os.environ.get(EXECUTABLE) and os.environ.get(PROJECT))
 
 
+def is_there() -> bool:
+    """Return whether there is a Julia, named or on the path."""
+    return named() or shutil.which("julia") is not None
+
+
 needs_julia = pytest.mark.skipif(
-    not (named() or shutil.which("julia")),
+    not is_there(),
     reason=f"Julia isn't there: put julia on the PATH, or set {EXECUTABLE} and {PROJECT}",
 )
 """Marks tests that start Julia. Where one is there they run, and what goes wrong is a failure."""

@@ -374,6 +374,23 @@ def test_one_node_that_uses_a_vector_twice_gets_two():
 # Nodes
 
 
+def test_an_operator_whose_inputs_are_all_left_out_stays():
+    proto = model(
+        [node("OptionalHasElement", "-", "y")], [], [("y", TensorProto.BOOL, [])], opset=18
+    )
+    assert [n.op_type for n in normalize(proto).model.graph] == ["OptionalHasElement"]
+
+
+def test_a_range_without_a_limit_is_left_to_the_runtime():
+    proto = model(
+        [node("Range", "start limit step", "y")],
+        [],
+        [("y", TensorProto.INT64, [None])],
+        {"start": np.array(0), "limit": np.array([], np.int64), "step": np.array(1)},
+    )
+    assert [n.op_type for n in normalize(proto).model.graph] == ["Range"]
+
+
 def test_dead_branches_and_unused_weights_are_dropped():
     proto = model(
         [

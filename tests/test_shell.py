@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flux_support import needs_julia
+from flux_support import is_there, needs_julia
 from test_readme import PAGES, ROOT, blocks, name
 
 from onnxjl import julia_environment
@@ -161,14 +161,14 @@ def test_a_contributor_sets_up_and_checks(checkout: Path) -> None:
 def test_a_release_is_built_and_tried(checkout: Path, tmp_path: Path) -> None:
     environment = fresh(tmp_path / "fresh")
     shell("pip install --quiet build", checkout, environment)
-    printed = shell(allowing(commands("RELEASING.md", 0)), checkout, environment)
+    printed = shell(allowing(commands("RELEASING.md", 0)), checkout, environment, **julia_named())
     assert "Successfully built onnxjl-" in printed
     assert "onnxjl 0." in printed
 
 
 def test_it_is_installed_from_files_alone(checkout: Path, tmp_path: Path) -> None:
     page = "docs/howto/installation.md"
-    shell(allowing(commands(page, 0)), checkout, fresh(tmp_path / "first"))
+    shell(allowing(commands(page, 0)), checkout, fresh(tmp_path / "first"), **julia_named())
     shell(commands(page, 1), checkout, fresh(tmp_path / "second"))
     (tmp_path / "elsewhere").mkdir()
     shutil.move(checkout / "wheels", tmp_path / "elsewhere")
@@ -179,10 +179,23 @@ def test_it_is_installed_from_files_alone(checkout: Path, tmp_path: Path) -> Non
     assert "onnxjl 0." in shell("onnxjl --version", tmp_path, environment)
 
 
+def julia_named() -> dict[str, str]:
+    """Name the Julia of the tests, if they have one, to an environment that has never had any."""
+    if not is_there():
+        return {}
+    place = julia_environment.find()
+    return {
+        "PYTHON_JULIACALL_EXE": str(place.executable),
+        "PYTHON_JULIACALL_PROJECT": str(place.project),
+        "ONNXJL_WORKLOAD": "no",
+    }
+
+
 def allowing(script: str) -> str:
     """Let the doctor find nothing, where Julia isn't there."""
-    julia = shutil.which("julia") or os.environ.get("PYTHON_JULIACALL_EXE")
-    return script if julia else re.sub(r"(\S*onnxjl doctor)", r"(\1 || [ $? = 1 ])", script)
+    if is_there():
+        return script
+    return re.sub(r"(\S*onnxjl doctor)", r"(\1 || [ $? = 1 ])", script)
 
 
 @needs_julia
@@ -196,13 +209,9 @@ def test_julia_is_named_and_shared(tmp_path: Path) -> None:
             [str(here / "bin"), str(Path(place.executable).parent), os.environ["PATH"]]
         ),
     }
-    named = {
-        "PYTHON_JULIACALL_EXE": str(place.executable),
-        "PYTHON_JULIACALL_PROJECT": str(place.project),
-    }
     page = "docs/julia.md"
     works = "The Flux engine works"
-    assert works in shell(commands(page, 0), tmp_path, **path, **named)
+    assert works in shell(commands(page, 0), tmp_path, **{**path, **julia_named()})
     assert works in shell(commands(page, 1), tmp_path, **path)
     # What is shared: Julia, the depot, and a project that gets its packages between the calls.
     shared = tmp_path / "shared"

@@ -392,7 +392,7 @@ class _Walk:
         budget = min(budget, self.left)
         if (
             _expected_bytes(node, self.dims(node.outputs[0])) > budget
-            or _asked_elements(node, arrays) * present[0].array.itemsize > budget
+            or _asked_elements(node, arrays) * _item_bytes(present) > budget
         ):
             return
         try:
@@ -603,7 +603,7 @@ def _asked_elements(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> float
         return 0
     numbers = [np.abs(array.astype(np.float64)) for array in given]
     if node.op_type == "Range":
-        distance = numbers[1].max() + numbers[0].max()
+        distance = numbers[1].max(initial=0) + numbers[0].max(initial=0)
         asked = distance / numbers[-1].max() if numbers[-1].any() else math.inf
     elif node.op_type == "OneHot":
         asked = given[0].size * numbers[1].max(initial=0)
@@ -615,6 +615,10 @@ def _asked_elements(node: ir.Node, arrays: Sequence[np.ndarray | None]) -> float
         asked = given[0].size * math.prod(np.maximum(numbers[-1], 1).reshape(-1).tolist())
     # What isn't a number asks for more than there is.
     return math.inf if math.isnan(asked) else float(asked)
+
+
+def _item_bytes(operands: list[_Constant]) -> int:
+    return operands[0].array.itemsize if operands else 1
 
 
 def _expected_bytes(node: ir.Node, dims: Dims | None) -> float:
