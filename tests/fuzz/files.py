@@ -83,7 +83,10 @@ def main() -> None:
 
 
 def add_counts(kind: str, outcomes: collections.Counter[str]) -> None:
-    """Add outcomes to those that are on file."""
+    """Add outcomes to those that are on file, which were counted since the last fault was mended.
+
+    Whoever mends one empties its kind's counts, and fuzzes anew.
+    """
     counts: dict[str, dict[str, int]] = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     sums = collections.Counter(counts.get(kind, {})) + outcomes
     sums["inputs"] = sum(number for name, number in sums.items() if name != "inputs")
