@@ -232,10 +232,11 @@ def _prune(commands: Any) -> None:
         default="l2",
         metavar="NAME",
         help="how important a unit is: random, l1, l2, linf, bn-scale, lamp, fpgm; with --data "
-        "also activation, apoz, hrank; with --engine flux also synflow, and with labelled --data "
-        "taylor, fisher, obd, snip, grasp, hessian-trace; or a function of your own, "
-        "FILE.py:NAME, or with --engine flux FILE.jl:NAME. Of blocks: random, l2, bn-scale; with "
-        "--data also relative-change, block-influence; or FILE.py:NAME (default: l2)",
+        "or --calibrate also activation, apoz, hrank, reconstruction; with --engine flux also "
+        "synflow, and with labelled --data taylor, fisher, obd, snip, grasp, hessian-trace; or a "
+        "function of your own, FILE.py:NAME, or with --engine flux FILE.jl:NAME. Of blocks: "
+        "random, l2, bn-scale; with --data also relative-change, block-influence; or FILE.py:NAME "
+        "(default: l2)",
     )
     choice.add_argument(
         "--scope",

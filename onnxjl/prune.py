@@ -89,7 +89,8 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         branches out; see `blocks`: `amount` is then a fraction of these, `criterion` one of blocks
         (``f(block, weights) -> score``), and the options about units don't apply.
     allow_inexact : whether to prune groups whose removal changes statistics taken over them.
-    data : inputs for criteria and for the scope "sensitivity"; see `onnxjl.data.batches`.
+    data : inputs for criteria and for the scope "sensitivity"; see `onnxjl.data.batches`. Criteria
+        that need no labels are measured on `calibration` where no `data` are given.
     inputs : one array for each input, to measure `latency` with; random ones if not given.
     seed : of the criterion "random".
     recover : "refit" (every layer solved anew for the original's outputs) or "bn" (statistics of
@@ -156,7 +157,9 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     if flux is not None and is_julia(criterion):
         criterion = julia_criterion(criterion)
     # An unknown one is told before the work begins.
-    criteria.get(criterion, gradients=flux is not None)
+    chosen = criteria.get(criterion, gradients=flux is not None)
+    if data is None and chosen.needs_data and not chosen.needs_gradient:
+        data = calibration
     graph = _graph(model)
     structure = analyze(graph, granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)

@@ -506,7 +506,8 @@ def test_a_registered_criterion_may_return_a_row_for_each_tensor(graph, groups, 
 def test_every_criterion_says_what_it_is_and_where_it_is_from():
     assert set(criteria.CRITERIA) == {
         "random", "l1", "l2", "linf", "bn-scale", "lamp", "fpgm", "activation", "apoz",
-        "hrank", "taylor", "fisher", "obd", "snip", "synflow", "grasp", "hessian-trace",
+        "hrank", "reconstruction", "taylor", "fisher", "obd", "snip", "synflow", "grasp",
+        "hessian-trace",
     }  # fmt: skip
     for name, criterion in criteria.CRITERIA.items():
         assert criterion.name == name

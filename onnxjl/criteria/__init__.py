@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxjl.criteria import activation, bn_scale, fpgm, gradient, lamp, magnitude, random
+from onnxjl.criteria import (
+    activation,
+    bn_scale,
+    fpgm,
+    gradient,
+    lamp,
+    magnitude,
+    random,
+    reconstruction,
+)
 from onnxjl.criteria.aggregation import AGGREGATIONS, NORMALIZATIONS, normalize
 from onnxjl.criteria.registry import CRITERIA, Criterion, Function, get, name_of, register, unknown
 from onnxjl.criteria.weights import GroupWeights, Scoring, checked_seed
@@ -38,6 +47,7 @@ __all__ = [
     "magnitude",
     "name_of",
     "random",
+    "reconstruction",
     "register",
     "score",
 ]

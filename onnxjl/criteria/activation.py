@@ -189,7 +189,7 @@ def mean_rank(graph: Graph, places: Sequence[Place], data: object) -> dict[Place
     ------
     DataError : the data don't fit, or an activation isn't finite.
     """
-    opened = session.open_session(_watched(graph, list(dict.fromkeys(v for v, _ in places))))
+    opened = session.open_session(watched(graph, list(dict.fromkeys(v for v, _ in places))))
     sums: dict[Place, np.ndarray] = {}
     samples = dict.fromkeys(places, 0)
     for feeds in progress(batches(data, graph, batch_size=_MAPS), "ranking feature maps"):
@@ -218,7 +218,7 @@ def _maps(array: np.ndarray, axis: int) -> np.ndarray:
     return array.reshape(*array.shape[:2], rows, -1)
 
 
-def _watched(graph: Graph, names: Sequence[str]) -> Graph:
+def watched(graph: Graph, names: Sequence[str]) -> Graph:
     """A copy of the graph whose only outputs are these values."""
     model = graph.model.clone()
     network = model.graph

@@ -44,18 +44,7 @@ class Layer:
 
     def affine(self) -> tuple[Float | float, Float | float]:
         """Return scale and shift, for each channel, from the layer's output to the sum."""
-        scale: Float | float = 1.0
-        shift: Float | float = 0.0
-        for node in self.after:
-            if node.op_type == "BatchNormalization":
-                gamma, beta, mean, variance = (array_of(v) for v in node.inputs[1:5])
-                factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-                # A channel that is scaled to nothing can't be steered.
-                factor = np.where(np.abs(factor) < 1e-12, 1e-12, factor)
-                scale, shift = scale * factor, (shift - mean) * factor + beta
-            else:
-                shift = shift + _constant_of(node).reshape(-1)
-        return scale, shift
+        return affine(self.after)
 
 
 @dataclass
@@ -76,6 +65,22 @@ class Intercept:
         array = array_of(self.value)
         new = constant.reshape(array.shape)
         set_weight(self.value, new if self.own else array + self.sign * new)
+
+
+def affine(after: list[ir.Node]) -> tuple[Float | float, Float | float]:
+    """Return scale and shift, for each channel, of batch normalizations and added constants."""
+    scale: Float | float = 1.0
+    shift: Float | float = 0.0
+    for node in after:
+        if node.op_type == "BatchNormalization":
+            gamma, beta, mean, variance = (array_of(v) for v in node.inputs[1:5])
+            factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+            # A channel that is scaled to nothing can't be steered.
+            factor = np.where(np.abs(factor) < 1e-12, 1e-12, factor)
+            scale, shift = scale * factor, (shift - mean) * factor + beta
+        else:
+            shift = shift + _constant_of(node).reshape(-1)
+    return scale, shift
 
 
 def layers_to_solve(graph: Graph, copy: Graph) -> list[Layer]:
@@ -166,31 +171,46 @@ def _intercept(node: ir.Node) -> Intercept | None:
 
 def _aim_at_sum(layer: Layer, sources: dict[str, ir.Node], position: dict[ir.Node, int]) -> None:
     """Aim at the sum that a layer's output enters, if it is the last branch of it."""
-    node = layer.node
-    after: list[ir.Node] = []
-    while True:
-        follower = _only_user(node)
-        if follower is None:
-            return
-        normalized = follower.op_type == "BatchNormalization"
-        if (normalized and follower.inputs[0] is node.outputs[0]) or _adds_constant(
-            follower, layer.node
-        ):
-            after.append(follower)
-        else:
-            break
-        node = follower
-    if follower.op_type != "Add" or follower.domain != "":
+    total, other, after = entered_sum(layer.node)
+    if total is None or other is None or _last_layer(other, position) > position[layer.node]:
         return
-    a, b = follower.inputs
-    other = b if a is node.outputs[0] else a
-    if a is None or b is None or a is b or other is None or other.is_initializer():
-        return
-    if _rank(a) != _rank(b) or _last_layer(other, position) > position[layer.node]:
-        return
-    layer.target = sources[node_name(follower)].outputs[0]
+    layer.target = sources[node_name(total)].outputs[0]
     layer.other = other
     layer.after = after
+
+
+def entered_sum(node: ir.Node) -> tuple[ir.Node | None, ir.Value | None, list[ir.Node]]:
+    """Find the sum of two activations that a layer's output alone goes into.
+
+    Parameters
+    ----------
+    node : a layer that is `solvable`.
+
+    Returns
+    -------
+    The node that adds, the other value that it adds, and what lies between: batch normalizations
+    and added constants. None for the first two where there is no such sum.
+    """
+    after: list[ir.Node] = []
+    last = node
+    while True:
+        follower = _only_user(last)
+        if follower is None:
+            return None, None, after
+        normalized = follower.op_type == "BatchNormalization"
+        if not (normalized and follower.inputs[0] is last.outputs[0]) and not _adds_constant(
+            follower, node
+        ):
+            break
+        after.append(follower)
+        last = follower
+    if follower.op_type != "Add" or follower.domain != "":
+        return None, None, after
+    a, b = follower.inputs
+    other = b if a is last.outputs[0] else a
+    if a is None or b is None or a is b or other is None or other.is_initializer():
+        return None, None, after
+    return (follower, other, after) if _rank(a) == _rank(b) else (None, None, after)
 
 
 def _rank(value: ir.Value) -> int:
