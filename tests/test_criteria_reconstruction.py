@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -202,6 +203,8 @@ def test_a_convolution_is_solved_at_each_place_of_its_kernel(groups):
         kernel = v[group * 4 // groups : (group + 1) * 4 // groups].astype(np.float64)
         wanted = hidden[:, part] @ kernel.transpose(1, 0, 2, 3).reshape(6 // groups, -1)
         problems.append((hidden[:, part], wanted, variance(wanted)))
+    whole = sum(scale for *_, scale in problems)
+    problems = [(rows, wanted, whole) for rows, wanted, _ in problems]
     if groups == 1:
         expected = by_hand([(rows[:, :, None], *rest) for rows, *rest in problems])
     else:
@@ -245,9 +248,26 @@ def test_units_of_several_features(unknowns, monkeypatch):
         expected = by_hand([(hidden, wanted, variance(wanted))])
     else:
         parts = [hidden[:, :, k] @ matrix[:, k] for k in range(4)]
-        expected = by_hand(
-            [(hidden[:, :, k, None], part, variance(part)) for k, part in enumerate(parts)]
-        )
+        whole = sum(variance(part) for part in parts)
+        expected = by_hand([(hidden[:, :, k, None], part, whole) for k, part in enumerate(parts)])
+    np.testing.assert_allclose(found, expected, rtol=RTOL)
+
+
+@exact
+def test_a_depthwise_convolution_passes_units_on():
+    w, d, v, x = floats(5, 3, 1, 1), floats(5, 1, 3, 3), floats(4, 5, 1, 1), floats(30, 3, 8, 8)
+    pointwise = [node("Conv", "x w", "a"), node("Conv", "a d", "h", group=5)]
+    proto = network(
+        [*pointwise, node("Conv", "h v", "y")],
+        ["N", 3, 8, 8], ["y"], {"w": w, "d": d, "v": v},
+    )  # fmt: skip
+    (found,) = scores_of(proto, x)
+    ran = onnxruntime.InferenceSession(
+        network(pointwise, ["N", 3, 8, 8], ["h"], {"w": w, "d": d}).SerializeToString()
+    )
+    hidden = ran.run(None, {"x": x})[0].transpose(0, 2, 3, 1).reshape(-1, 5).astype(np.float64)
+    wanted = hidden @ v[:, :, 0, 0].T
+    expected = by_hand([(hidden[:, :, None], wanted, variance(wanted))])
     np.testing.assert_allclose(found, expected, rtol=RTOL)
 
 

@@ -250,24 +250,30 @@ def _problems(
     inverses: Mapping[Block, Float],
 ) -> Iterator[Elimination]:
     """The least-squares problems that a group's units are unknowns of: one for each block."""
+    variances: dict[ir.Node, float] = {}
+    for reader in readers:
+        outputs = moments.covariances[reader.block] @ reader.weight
+        own = float(np.sum(reader.weight * outputs))
+        variances[reader.node] = variances.get(reader.node, 0.0) + own
+    for reader in readers:
+        total = moments.variances.get(reader.total or "", 0.0)
+        variances[reader.node] = max(variances[reader.node], total, 1e-30)
     for block in dict.fromkeys(reader.block for reader in readers):
-        weights = []
-        for reader in readers:
-            if reader.block is block:
-                outputs = moments.covariances[block] @ reader.weight
-                variance = float(np.sum(reader.weight * outputs))
-                variance = max(variance, moments.variances.get(reader.total or "", 0.0))
-                weights.append(reader.weight / np.sqrt(max(variance, 1e-30)))
+        weights = [
+            reader.weight / np.sqrt(variances[reader.node])
+            for reader in readers
+            if reader.block is block
+        ]
         units = np.full(int(block.indices.max()) + 1, -1)
         for activation in group.activations:
             if (activation.value, activation.axis) == block.place:
                 for unit, indices in enumerate(activation.indices):
                     units[indices[indices < len(units)]] = unit
-        own = np.flatnonzero(units[block.indices] >= 0)
+        rows = np.flatnonzero(units[block.indices] >= 0)
         yield Elimination(
-            inverses[block][np.ix_(own, own)],
-            np.concatenate(weights, axis=1)[own],
-            units[block.indices][own],
+            inverses[block][np.ix_(rows, rows)],
+            np.concatenate(weights, axis=1)[rows],
+            units[block.indices][rows],
         )
 
 
@@ -326,6 +332,8 @@ class _Blocks:
         name = None if total is None else total.outputs[0].name
         weight, groups = _rows(node, affine(after)[0])
         size = len(weight)
+        if groups == size:
+            return  # depthwise: nothing else can stand in, and the output goes with the unit
         several = max(a.indices.shape[1] for a in activations)
         if groups > 1:
             parts = list(np.arange(size).reshape(groups, -1))
