@@ -21,7 +21,7 @@ from onnxjl.checkpoint import Checkpoint
 from onnxjl.criteria.registry import unknown
 from onnxjl.data import BATCH_SIZE, count_batches, labelled
 from onnxjl.errors import DataError, JuliaError, OutputError, TrainingError, UsageError
-from onnxjl.flux import FluxModel, as_julia_error, is_julia, julia
+from onnxjl.flux import FluxModel, as_julia_error, in_julia, is_julia, julia
 from onnxjl.history import Epoch, History, figure
 from onnxjl.interruption import Interruption
 from onnxjl.learning_rate import Schedule
@@ -152,14 +152,15 @@ def finetune(
     if isinstance(optimiser, str):
         optimiser = optimiser.lower()
     rule = _rule(optimiser, lr, weight_decay, clip_norm, clip_value, keep_zeros)
-    rate = julia().learningrate(rule)
+    with in_julia():
+        rate = julia().learningrate(rule)
     if rate is None and (lr is not None or warmup or schedule != "constant"):
         raise UsageError("this optimiser has no learning rate: lr, schedule and warmup can't act")
     if rate is None and regularization is not None:
         raise UsageError("regularization needs an optimiser with a learning rate")
     wanted = None if regularization is None else get_regularization(regularization)
     penalty = None if wanted is None else Penalty(wanted, model, frozen)
-    with as_julia_error():
+    with in_julia():
         state = julia().startstate(rule, model.julia, frozen)
     settings = {
         "optimiser": str(optimiser),
@@ -212,9 +213,10 @@ def finetune(
         checkpoint=checkpoint,
         settings=settings,
     )
-    if checkpoint is not None and resume and found:
-        training.resume(checkpoint)
-    return training.run()
+    with model.alone():
+        if checkpoint is not None and resume and found:
+            training.resume(checkpoint)
+        return training.run()
 
 
 @dataclass(kw_only=True)
@@ -256,9 +258,9 @@ class _Training:
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint."""
         saved = checkpoints.load(path, self.settings)
-        bridge = julia()
         try:
-            with as_julia_error():
+            with in_julia():
+                bridge = julia()
                 if saved.best:
                     bridge.restore_b(self.model.julia, _for_julia(saved.best))
                     self.best = bridge.snapshot(self.model.julia)
@@ -274,7 +276,8 @@ class _Training:
             self.batches = count_batches(self.data, self.model.graph, batch_size=self.batch_size)
         steps = self.batches and self.batches * (self.total - self._finished)
         interrupted = False
-        self.good = julia().snapshot(self.model.julia)
+        with in_julia():
+            self.good = julia().snapshot(self.model.julia)
         with self.interruption, Progress("fine-tuning", total=steps) as bar:
             try:
                 while self._finished < self.total and not self._waited_enough():
@@ -282,7 +285,7 @@ class _Training:
             except KeyboardInterrupt:
                 interrupted = True
             finally:
-                with self.interruption.held():
+                with self.interruption.held(), in_julia():
                     julia().trainingmode_b(self.model.julia, False)
         return self._end(interrupted)
 
@@ -295,7 +298,8 @@ class _Training:
         best = self._best()
         restored = not interrupted and self.best is not None and best != len(self.epochs)
         if restored:
-            julia().restore_b(self.model.julia, self.best)
+            with in_julia():
+                julia().restore_b(self.model.julia, self.best)
         if interrupted:
             warnings.warn(
                 f"fine-tuning was interrupted after {self._finished} of {self.total} epochs; the "
@@ -314,8 +318,9 @@ class _Training:
         """Go through the training data once, then through the validation data."""
         number = self._finished + 1
         start = time.perf_counter()
-        julia().trainingmode_b(self.model.julia, self.trains_batchnorm, frozen=self.frozen)
-        uses_batch = julia().usesbatch(self.model.julia)
+        with in_julia():
+            julia().trainingmode_b(self.model.julia, self.trains_batchnorm, frozen=self.frozen)
+            uses_batch = julia().usesbatch(self.model.julia)
         before = self.start * (self.batches or 0) + sum(epoch.steps for epoch in self.epochs)
         mean = _Mean()
         steps = largest = 0
@@ -364,37 +369,44 @@ class _Training:
         number: int,
     ) -> tuple[float, float | None]:
         """Take one step, of this number in its epoch; return loss and metric before it."""
-        bridge, model = julia(), self.model
+        model = self.model
+        bridge = julia()
         with as_julia_error():
-            passed = bridge.forward(model.julia, model.arrays(feeds))
+            with in_julia():
+                passed = bridge.forward(model.julia, model.arrays(feeds))
             value, deltas = model.loss_gradient(self._loss(target), passed, target)
             if self.teacher is not None:
                 wanted = self.teacher(feeds)
-                value, deltas = bridge.distil(
-                    passed, value, deltas, wanted.T, self.temperature, self.teacher_weight
-                )
+                with in_julia():
+                    value, deltas = bridge.distil(
+                        passed, value, deltas, wanted.T, self.temperature, self.teacher_weight
+                    )
             if not math.isfinite(value):
                 raise self._diverged("loss", value, rate, number)
             metric = self._metric(passed, target)
-            gradient = bridge.backward(passed, deltas)
             penalty = {} if self.penalty is None else self.penalty.of_step(before + number - 1)
-            norm = bridge.step_b(
-                self.state, model.julia, gradient, rate=rate, clipnorm=self.clip_norm, **penalty
-            )
+            with in_julia():
+                gradient = bridge.backward(passed, deltas)
+                norm = bridge.step_b(
+                    self.state, model.julia, gradient, rate=rate, clipnorm=self.clip_norm, **penalty
+                )
         if not math.isfinite(norm):
             raise self._diverged("gradient's norm", norm, rate, number)
         return float(value), metric
 
     def _measure(self) -> _Mean:
         """Return loss and metric on the validation data."""
-        bridge, model = julia(), self.model
-        bridge.trainingmode_b(model.julia, False)
+        model = self.model
+        bridge = julia()
+        with in_julia():
+            bridge.trainingmode_b(model.julia, False)
         mean = _Mean()
         for feeds, target in progress(
             labelled(self.validate, model.graph, batch_size=self.batch_size), "validating"
         ):
             with self.interruption.held(), as_julia_error():
-                passed = bridge.infer(model.julia, model.arrays(feeds))
+                with in_julia():
+                    passed = bridge.infer(model.julia, model.arrays(feeds))
                 loss = model.loss_value(self._loss(target), passed, target)
                 if not math.isfinite(loss):
                     raise self._diverged("validation loss", loss, self.rate, None)
@@ -425,24 +437,28 @@ class _Training:
 
     def _finish(self, epoch: Epoch) -> None:
         """Keep what a finished epoch leaves."""
-        bridge = julia()
         with self.interruption.held():
             self.epochs.append(epoch)
-            self.good = bridge.snapshot(self.model.julia)
+            with in_julia():
+                self.good = julia().snapshot(self.model.julia)
             if self.keeps_best and self._best() == len(self.epochs):
                 self.best = self.good
             if self.after_epoch is not None:
-                bridge.trainingmode_b(self.model.julia, False)
+                with in_julia():
+                    julia().trainingmode_b(self.model.julia, False)
                 self.after_epoch(epoch)
             if self.checkpoint is not None:
-                Checkpoint(
-                    self.settings,
-                    tuple(self.epochs),
-                    self.batches,
-                    list(bridge.numpyarrays(self.good)),
-                    list(bridge.numpyarrays(bridge.pack(self.state))),
-                    [] if self.best is None else list(bridge.numpyarrays(self.best)),
-                ).save(self.checkpoint)
+                with in_julia():
+                    bridge = julia()
+                    finished = Checkpoint(
+                        self.settings,
+                        tuple(self.epochs),
+                        self.batches,
+                        list(bridge.numpyarrays(self.good)),
+                        list(bridge.numpyarrays(bridge.pack(self.state))),
+                        [] if self.best is None else list(bridge.numpyarrays(self.best)),
+                    )
+                finished.save(self.checkpoint)
 
     def _best(self) -> int | None:
         """Return the place, from 1, of the first epoch that none was better than."""
@@ -474,7 +490,8 @@ class _Training:
         self, what: str, value: float, rate: float | None, step: int | None
     ) -> TrainingError:
         """Put back the last good weights, and say what happened."""
-        julia().restore_b(self.model.julia, self.good)
+        with in_julia():
+            julia().restore_b(self.model.julia, self.good)
         place = f"epoch {self._finished + 1}" + ("" if step is None else f", step {step}")
         now = f"those of epoch {self._finished}" if self.epochs else "as before training"
         advice = "" if rate is None else f"a smaller lr than {rate:.3g}, "
@@ -555,7 +572,8 @@ def _check_checkpoint(path: str | os.PathLike[str], resume: bool) -> None:
 
 def _matching(model: FluxModel, patterns: Sequence[str]) -> list[int]:
     """Return the numbers, from 1, of the layers that match one of the patterns."""
-    names = [[str(name) for name in layer] for layer in julia().stepnames(model.julia)]
+    with in_julia():
+        names = [[str(name) for name in layer] for layer in julia().stepnames(model.julia)]
     chosen: set[int] = set()
     for pattern in patterns:
         matching = {
@@ -578,14 +596,17 @@ def _rule(
     keep_zeros: bool,
 ) -> Any:
     """Return the rule of Optimisers.jl that is asked for."""
-    bridge = julia()
+    with in_julia():
+        bridge = julia()
+        rules = sorted(map(str, bridge.RULES))
+        is_rule = is_julia(optimiser) and bridge.isa(optimiser, bridge.AbstractRule)
     if isinstance(optimiser, str):
-        if optimiser not in bridge.RULES:
-            raise UsageError(unknown("optimiser", optimiser, sorted(map(str, bridge.RULES))))
+        if optimiser not in rules:
+            raise UsageError(unknown("optimiser", optimiser, rules))
         lr = LEARNING_RATE if lr is None else lr
         if optimiser == "adamw" and weight_decay is None:
             weight_decay = ADAMW_DECAY
-    elif not (is_julia(optimiser) and bridge.isa(optimiser, bridge.AbstractRule)):
+    elif not is_rule:
         raise UsageError(f"an optimiser is a name or a rule of Optimisers.jl, not {optimiser!r}")
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not 0 <= value < math.inf:
@@ -593,7 +614,7 @@ def _rule(
     for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value}: a number above 0 is needed")
-    with as_julia_error():
+    with in_julia():
         return bridge.rule(
             optimiser,
             lr,

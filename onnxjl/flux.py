@@ -6,6 +6,7 @@ The only module that imports juliacall, and only when a model is asked for.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -51,19 +52,52 @@ _started: Any = None
 _failed: JuliaError | None = None
 """Why Julia failed while it was being started: a process can start it once."""
 
+_forked = False
+"""Whether this process was forked from one in which Julia ran, and has a Julia that doesn't."""
+
+_one_thread = threading.RLock()
+"""Held by the thread that is in Julia.
+
+Whoever collects Julia's garbage waits for all that are in Julia, also for one that came back to
+Python from there and waits for Python's own lock: without this one, both would wait for ever.
+"""
+
 
 def julia() -> Any:
     """Return the Julia module OnnxJL; the first call starts Julia.
 
     Raises
     ------
-    JuliaError : Julia, or a package that OnnxJL needs, isn't there or can't be loaded.
+    JuliaError : Julia, or a package that OnnxJL needs, isn't there or can't be loaded; or this
+        process was forked after Julia had started.
     """
     global _started
-    if _started is None:
-        with _blocking_streams():
-            _started = _start()
+    if _forked:
+        raise JuliaError(
+            "Julia was started before this process was forked, and can't be used in it: start "
+            "processes with multiprocessing's 'spawn' or 'forkserver', or fork before the first "
+            "use of the Flux engine"
+        )
+    with _one_thread:
+        if _started is None:
+            with _blocking_streams():
+                _started = _start()
     return _started
+
+
+def _note_fork() -> None:
+    global _forked, _one_thread
+    _forked = _forked or "juliacall" in sys.modules
+    _one_thread = threading.RLock()  # Who held it is gone.
+    if _forked:
+        # What juliacall calls when Python ends would wait for threads that aren't here.
+        library = getattr(sys.modules["juliacall"], "CONFIG", {}).get("lib")
+        if library is not None:
+            library.jl_atexit_hook = lambda status: None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _start() -> Any:
@@ -85,6 +119,8 @@ def _start() -> Any:
         main.Base.require(main, main.Symbol("PythonCall"))
         module = main.Base.require(main, main.Symbol("OnnxJL"))
         source = Path(str(main.Base.pathof(module))).resolve()
+        if not running:
+            _leave_garbage_to_others(module)
     if not source.is_relative_to(folder):
         warnings.warn(
             f"Julia has OnnxJL from {source.parents[1]}, and this onnxjl brings its own in "
@@ -181,6 +217,27 @@ def _check_packages(main: Any) -> None:
         )
 
 
+def _leave_garbage_to_others(module: Any) -> None:
+    """Let other threads collect Julia's garbage while this one, which started it, isn't in Julia.
+
+    Else they would wait until it calls Julia again: of its own accord, Julia takes this for a
+    thread that is always in Julia. What calls Julia from here enters and leaves.
+    """
+    ctypes.PYFUNCTYPE(ctypes.c_int8)(int(module.gcsafeenter()))()
+
+
+@contextlib.contextmanager
+def in_julia() -> Iterator[None]:
+    """Be the only thread that is in Julia, with its errors as ours.
+
+    Whatever touches Julia's objects belongs inside, and no function of the user's: it may wait for
+    a thread that wants to enter.
+    """
+    julia()
+    with _one_thread, as_julia_error():
+        yield
+
+
 @contextlib.contextmanager
 def as_julia_error() -> Iterator[None]:
     """Turn an error in Julia into one of ours: one line, with the cause chained."""
@@ -224,6 +281,28 @@ class FluxModel:
         self._types = {value.name or "": value.type for value in graph_inputs(graph)}
         self._inputs = [*self._types]
         self._outputs = [value.name or "" for value in graph.model.graph.outputs]
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: all but the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what another one had, with a lock of its own."""
+        vars(self).update(state, _lock=threading.RLock())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only thread that uses the network; the others wait, as while it is trained."""
+        if _forked:
+            julia()  # Whoever held the lock is gone.
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        with self.alone(), in_julia():
+            yield
 
     @property
     def plan(self) -> Plan | None:
@@ -238,7 +317,7 @@ class FluxModel:
     @property
     def masks(self) -> dict[str, np.ndarray]:
         """Weights that are held sparse: initializer name -> bool of its shape, false where zero."""
-        with as_julia_error():
+        with self._entered():
             arrays = julia().namedarrays(self.julia.masks)
             return {str(name): np.array(x.T, order="C") for name, x in arrays.items()}
 
@@ -276,7 +355,7 @@ class FluxModel:
         DataError : the inputs aren't the network's.
         JuliaError : a layer can't take what it gets.
         """
-        with as_julia_error():
+        with self._entered():
             outputs = [*map(handover.from_julia, julia().run(self.julia, self.arrays(inputs)))]
         if len(outputs) == 1:
             return outputs[0]
@@ -310,7 +389,7 @@ class FluxModel:
         DataError, JuliaError : as for a call.
         """
         value, tree = self.backward(loss, inputs, target)
-        with as_julia_error():
+        with self._entered():
             found = julia().namedgradients(self.julia, tree)
             arrays = {str(k): np.array(v.T, order="C") for k, v in found.items()}
         place = {name: i for i, name in enumerate(self.graph.model.graph.initializers)}
@@ -328,29 +407,34 @@ class FluxModel:
         Parameters are those of `gradient`.
         """
         bridge = julia()
-        with as_julia_error():
-            passed = bridge.forward(self.julia, self.arrays(inputs))
+        with self.alone(), as_julia_error():
+            with in_julia():
+                passed = bridge.forward(self.julia, self.arrays(inputs))
             value, deltas = self.loss_gradient(loss, passed, target)
-            return value, bridge.backward(passed, deltas)
+            with in_julia():
+                return value, bridge.backward(passed, deltas)
 
     def loss_gradient(self, loss: Any, passed: Any, target: Any) -> tuple[float, Any]:
         """Return a loss, and its gradients with respect to the outputs of a pass, for Julia."""
         if isinstance(loss, str) or is_julia(loss):
             wanted = None if target is None else np.asarray(target, order="C").T
-            value, deltas = julia().measure(self.check_loss(loss), passed, wanted)
-            return float(value), deltas
+            with in_julia():
+                value, deltas = julia().measure(self.check_loss(loss), passed, wanted)
+                return float(value), deltas
         return self._python_loss(loss, passed, target)
 
     def loss_value(self, loss: Any, passed: Any, target: Any) -> float:
         """Return a loss of the outputs of a pass."""
         if isinstance(loss, str) or is_julia(loss):
             wanted = None if target is None else np.asarray(target, order="C").T
-            return float(julia().lossvalue(self.check_loss(loss), passed, wanted))
+            with in_julia():
+                return float(julia().lossvalue(self.check_loss(loss), passed, wanted))
         return evaluate(loss, self.outputs(passed), target)[0]
 
     def outputs(self, passed: Any) -> np.ndarray | dict[str, np.ndarray]:
         """Return the outputs of a pass, as a call does."""
-        arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
+        with in_julia():
+            arrays = [np.array(np.asarray(y).T, order="C") for y in julia().outputs(passed)]
         return arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
 
     def arrays(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -386,12 +470,14 @@ class FluxModel:
 
     def trainmode(self) -> FluxModel:
         """Make normalizations use, and keep, the statistics of each batch; returns the model."""
-        julia().Flux.trainmode_b(self.julia)
+        with self._entered():
+            julia().Flux.trainmode_b(self.julia)
         return self
 
     def testmode(self) -> FluxModel:
         """Make normalizations use the statistics that they keep, as at first; returns the model."""
-        julia().Flux.testmode_b(self.julia)
+        with self._entered():
+            julia().Flux.testmode_b(self.julia)
         return self
 
     def to(self, device: str) -> FluxModel:
@@ -408,7 +494,7 @@ class FluxModel:
         JuliaError : no GPU works here.
         """
         _check_device(device)
-        with as_julia_error():
+        with self._entered():
             return FluxModel(self.graph, julia().todevice(self.julia, device))
 
     def masked(self, graph: Graph, weights: Mapping[str, np.ndarray]) -> FluxModel:
@@ -420,7 +506,7 @@ class FluxModel:
         weights : initializer name -> array of the weight's shape.
         """
         arrays = {name: np.asarray(x, order="C").T for name, x in weights.items()}
-        with as_julia_error():
+        with self._entered():
             return FluxModel(graph, julia().maskedcopy(self.julia, arrays, graph))
 
     def moved(self, direction: Mapping[str, np.ndarray], step: float) -> FluxModel:
@@ -432,18 +518,19 @@ class FluxModel:
         step : how far: ``weight + step · direction``.
         """
         arrays = {name: np.asarray(x, order="C").T for name, x in direction.items()}
-        with as_julia_error():
+        with self._entered():
             return FluxModel(self.graph, julia().movedby(self.julia, arrays, float(step)))
 
     def positive(self) -> FluxModel:
         """Return a copy in float64 with the absolute values of its weights."""
-        with as_julia_error():
+        with self._entered():
             return FluxModel(self.graph, julia().positive(self.julia))
 
     def check_loss(self, loss: Any) -> Any:
         """Return a loss; raise a UsageError for a name that none has."""
-        if isinstance(loss, str) and loss not in julia().LOSSES:
-            raise UsageError(unknown("loss", loss, sorted(map(str, julia().LOSSES))))
+        with in_julia():
+            if isinstance(loss, str) and loss not in julia().LOSSES:
+                raise UsageError(unknown("loss", loss, sorted(map(str, julia().LOSSES))))
         return loss
 
     def _python_loss(self, loss: Any, passed: Any, target: Any) -> tuple[float, list[np.ndarray]]:
@@ -479,17 +566,19 @@ class FluxModel:
 
     def __getitem__(self, name: str) -> Any:
         """Return a layer, by the prefix of its weight, or its node's or output's name."""
-        if not julia().haskey(self.julia, name):
-            raise KeyError(name)
-        return julia().getindex(self.julia, name)
+        with self._entered():
+            if not julia().haskey(self.julia, name):
+                raise KeyError(name)
+            return julia().getindex(self.julia, name)
 
     def __repr__(self) -> str:
         """Show the network as Flux does."""
-        return str(julia().text(self.julia))
+        with self._entered():
+            return str(julia().text(self.julia))
 
     def to_graph(self) -> Graph:
         """Return the network as an ONNX graph: what its layers say now."""
-        with as_julia_error():
+        with self._entered():
             graph = handover.to_graph(self.graph, julia().deliver(self.julia))
             record(graph.model, map(str, self.julia.masks.keys()))
         return replace(graph, plan=self.plan, source=self.source)
@@ -500,7 +589,7 @@ class FluxModel:
         sizes = {t.dtype.itemsize for t in tensors if t is not None and t.dtype in FLOATING}
         if len(sizes) != 1:
             return self
-        with as_julia_error():
+        with self._entered():
             return FluxModel(self.graph, julia().inprecision(self.julia, 8 * sizes.pop()))
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
@@ -578,8 +667,8 @@ def from_flux(
         )
     shapes = input_shape if isinstance(input_shape, Mapping) else {input_name: input_shape}
     inputs = [(name, handover.declared(name, shape)) for name, shape in shapes.items()]
-    bridge = julia()
-    with as_julia_error():
+    with in_julia():
+        bridge = julia()
         fixed = [(name, [n if isinstance(n, int) else None for n in s]) for name, s in inputs]
         written = bridge.write(chain, fixed, output_name)
         model = handover.to_model(bridge.deliver(written), inputs)
@@ -590,8 +679,8 @@ def _made(graph: Graph, device: str, written: Any = None) -> FluxModel:
     """The model of a normalized graph; arrays of a network that Julia has `written` are shared."""
     handover.check_inputs(graph)
     plain = handover.nodes(graph.model.graph)
-    bridge = julia()
-    with as_julia_error():
+    with in_julia():
+        bridge = julia()
         handle = bridge.receive(
             plain,
             handover.tensors(graph),
@@ -629,8 +718,8 @@ def pruned(model: FluxModel, plan: Plan, small: Graph | None = None) -> FluxMode
     """
     if small is None:
         small = apply(model.to_graph(), plan)
-    bridge = julia()
-    with as_julia_error():
+    with model.alone(), in_julia():
+        bridge = julia()
         handle = bridge.prune(model.julia, bridge.edits(plan), small)
     return FluxModel(small, handle)
 
@@ -643,9 +732,8 @@ def criterion_from(path: str | os.PathLike[str], name: str) -> Any:
     path : a ``.jl`` file.
     name : the function's; it takes an ``OnnxJL.Group`` and returns a score for each unit.
     """
-    bridge = julia()
-    with as_julia_error():
-        return bridge.criterion(os.fspath(path), name)
+    with in_julia():
+        return julia().criterion(os.fspath(path), name)
 
 
 def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray]:
@@ -656,7 +744,8 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
     function : a Julia function of an ``OnnxJL.Group``, that returns (units,) real numbers.
     """
 
-    name = str(julia().Base.string(function))
+    with in_julia():
+        name = str(julia().Base.string(function))
 
     def scores(group: Group, weights: GroupWeights) -> np.ndarray:
         measured = weights.scoring.data is not None
@@ -671,7 +760,7 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
         }
         members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
         try:
-            with as_julia_error():
+            with in_julia():
                 return np.array(julia().score(function, group, tensors, members))
         except JuliaError as error:
             place = f"criterion '{name}', group '{group.name}'"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights, Scoring
 from onnxjl.errors import UsageError
-from onnxjl.flux import as_julia_error, julia
+from onnxjl.flux import in_julia, julia
 from onnxjl.structure.groups import Granularity, Group, Groups, groups
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Penalty:
                 (_members(group), chosen)
                 for group, chosen in zip(offered, _chosen(regularization, offered), strict=True)
             ]
-        with as_julia_error():
+        with in_julia():
             self.julia = julia().penaltyof(model.julia, parts, list(frozen))
 
     def of_step(self, step: int) -> dict[str, Any]:

@@ -108,6 +108,19 @@ arrays into numbers.
 array(x::AbstractArray) = x
 array(x::Number) = fill(x)
 
+"""
+    inthreads(f, range)
+
+`f` of each of `range`, shared out among Julia's threads. Where there is one, it happens here: a
+thread of Python's would wait for Julia's, which is Python's main thread and may be elsewhere.
+"""
+function inthreads(f, range)
+    Threads.nthreads() == 1 && return foreach(f, range)
+    Threads.@threads for i in range
+        f(i)
+    end
+end
+
 for file in readdir(joinpath(@__DIR__, "ops"); join=true)
     endswith(file, ".jl") && include(file)
 end

@@ -280,3 +280,6 @@ end
 
 "A network as Flux shows it."
 text(graph) = repr(MIME("text/plain"), graph)
+
+"The address of what Julia's runtime has for C, for a thread that leaves Julia."
+gcsafeenter() = UInt(cglobal(:jl_gc_safe_enter))

@@ -10,7 +10,7 @@ from onnxjl.criteria.gradient import Arrays, batch_gradients, mean_gradient
 from onnxjl.criteria.weights import Scoring
 from onnxjl.data import labelled
 from onnxjl.errors import UsageError
-from onnxjl.flux import FluxModel, as_julia_error, julia
+from onnxjl.flux import FluxModel, in_julia, julia
 from onnxjl.progress import progress
 from onnxjl.sparsity.layers import Layer
 from onnxjl.sparsity.registry import check_finite, register
@@ -83,17 +83,17 @@ def _movements(scoring: Scoring) -> Arrays:
     """Return ``−Σ g·w`` of every weight."""
     if scoring.model is None or scoring.data is None:
         raise UsageError("movement needs a Flux model, and labelled data: data=, --data FILE.npz")
-    bridge = julia()
-    copy = FluxModel(scoring.model.graph, bridge.Base.deepcopy(scoring.model.julia))
-    with as_julia_error():
+    with scoring.model.alone(), in_julia():
+        bridge = julia()
+        copy = FluxModel(scoring.model.graph, bridge.Base.deepcopy(scoring.model.julia))
         state = bridge.startstate(bridge.rule("adam", 1e-3, None), copy.julia)
         sums = bridge.Dict()
     for feeds, target in progress(labelled(scoring.data, scoring.graph), "following weights"):
         _, gradient = copy.backward(scoring.loss or "cross-entropy", feeds, target)
-        with as_julia_error():
+        with in_julia():
             bridge.addproducts_b(sums, copy.julia, gradient)
             bridge.step_b(state, copy.julia, gradient)
-    with as_julia_error():
+    with in_julia():
         arrays = bridge.namedarrays(sums)
     return {str(name): -np.array(x.T, order="C") for name, x in arrays.items()}
 

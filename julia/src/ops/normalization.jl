@@ -29,7 +29,7 @@ function channelaffine(x::Array{T}, a::Vector{T}, b::Vector{T}) where {T}
         throw(DimensionMismatch("$(length(a)) scales for input of size $(size(x))"))
     y = similar(x)
     xs, ys = channelplanes(x), channelplanes(y)
-    Threads.@threads for k in axes(xs, 2)
+    inthreads(axes(xs, 2)) do k
         c = mod1(k, length(a))
         affineplane!(ys, xs, k, a[c], b[c])
     end
@@ -50,7 +50,7 @@ function ChainRulesCore.rrule(::typeof(channelaffine), x::Array{T}, a::Vector{T}
         dy = unthunk(dȳ)
         dx, da, db = similar(x), zero(a), zero(b)
         xs, dxs, dys = channelplanes(x), channelplanes(dx), channelplanes(dy)
-        Threads.@threads for c in eachindex(a)
+        inthreads(eachindex(a)) do c
             for k in c:length(a):size(xs, 2)
                 slope, shift = affineplanegradient!(dxs, dys, xs, k, a[c])
                 da[c] += slope
@@ -104,7 +104,7 @@ function standardized(x::Array, dims, epsilon)
     isleading(dims) || return invoke(standardized, Tuple{Any,Any,Any}, x, dims, epsilon)
     y, scale = similar(x), similar(x, ntuple(i -> i <= n ? 1 : size(x, i), ndims(x)))
     xs, ys = leadingcolumns(x, n), leadingcolumns(y, n)
-    Threads.@threads for k in axes(xs, 2)
+    inthreads(axes(xs, 2)) do k
         scale[k] = standardizecolumn!(ys, xs, k, eltype(x)(epsilon))
     end
     return y, scale
@@ -147,7 +147,7 @@ function standardizedgradient(dy::Array, y::Array, scale::Array, dims)
         return invoke(standardizedgradient, Tuple{Any,Any,Any,Any}, dy, y, scale, dims)
     dx = similar(y)
     dxs, dys, ys = map(a -> leadingcolumns(a, maximum(dims)), (dx, dy, y))
-    Threads.@threads for k in axes(ys, 2)
+    inthreads(axes(ys, 2)) do k
         columngradient!(dxs, dys, ys, k, scale[k])
     end
     return dx

@@ -119,7 +119,7 @@ line.
 function reducewindows(op, init, x, w::Windows)
     y = similar(x, outputsize(x, w))
     xs, ys = inputplanes(x, w), outputplanes(y, w)
-    Threads.@threads for plane in axes(xs, 2)
+    inthreads(axes(xs, 2)) do plane
         line = fill(init, linelength(w))
         for output in 1:(w.output[2] * w.output[3])
             fill!(line, init)
@@ -195,7 +195,7 @@ the padding.
 function maxpositions(x, w::Windows)
     positions = zeros(Int, outputsize(x, w))
     xs, at = inputplanes(x, w), outputplanes(positions, w)
-    Threads.@threads for plane in axes(xs, 2)
+    inthreads(axes(xs, 2)) do plane
         positionsplane!(at, xs, w, plane)
     end
     return positions
@@ -225,7 +225,7 @@ function maxwindowsgradient(dy, y, x, w::Windows)
     dx, left = zero(x), copyto!(similar(y), dy)
     dxs, lefts, ys, xs = inputplanes(dx, w), outputplanes(left, w), outputplanes(y, w),
                          inputplanes(x, w)
-    Threads.@threads for plane in axes(xs, 2)
+    inthreads(axes(xs, 2)) do plane
         maxplanegradient!(dxs, lefts, ys, xs, w, plane)
     end
     return dx
@@ -255,7 +255,7 @@ sumwindows(x::AbstractArray, w::Windows) = NNlib.meanpool(x, pooldims(x, w)) .* 
 function addwindows(dy, x, w::Windows)
     dx = zero(x)
     dxs, dys = inputplanes(dx, w), outputplanes(dy, w)
-    Threads.@threads for plane in axes(dxs, 2)
+    inthreads(axes(dxs, 2)) do plane
         line = zeros(eltype(x), linelength(w))
         for output in 1:(w.output[2] * w.output[3])
             spreadline!(fill!(line, 0), dys, w, output, plane)
