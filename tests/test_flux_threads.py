@@ -41,6 +41,13 @@ def trained_from_file(amount: float) -> tuple[str, np.ndarray]:
     return trained(to_flux(NETWORK), amount)
 
 
+def computed() -> np.ndarray:
+    """What a network of one's own computes."""
+    y = to_flux(NETWORK)(IMAGES)
+    assert isinstance(y, np.ndarray)
+    return y
+
+
 def equal(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, np.ndarray]]) -> bool:
     return all(
         a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(found, wanted, strict=True)
@@ -193,17 +200,21 @@ def test_a_fork_before_julia_started_works() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_processes_get_what_one_alone_gets(method: str) -> None:
-    """From a file, and from a network that is sent to them."""
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"there is no {method}")
+def test_processes_get_what_one_alone_gets() -> None:
     alone = [trained_from_file(amount) for amount in AMOUNTS]
-    model = to_flux(NETWORK)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert equal(list(pool.map(trained_from_file, AMOUNTS)), alone)
-        assert equal(list(pool.map(trained, [model] * 4, AMOUNTS)), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_server_of_forks_works() -> None:
+    """It starts them itself, and no Julia."""
+    alone = computed()
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        np.testing.assert_array_equal(pool.submit(computed).result(), alone)
 
 
 # Signals
