@@ -254,6 +254,28 @@ def test_units_of_several_features(unknowns, monkeypatch):
 
 
 @exact
+def test_a_transposed_convolution_that_does_not_overlap():
+    w, v, x = floats(6, 3, 1, 1), floats(6, 4, 2, 2), floats(40, 3, 5, 5)
+    gamma, beta, mean, spread = (abs(floats(4)) + 0.5 for _ in range(4))
+    proto = network(
+        [
+            node("Conv", "x w", "a"),
+            node("Relu", "a", "h"),
+            node("ConvTranspose", "h v", "b", strides=[2, 2]),
+            node("BatchNormalization", "b gamma beta mean spread", "y"),
+        ],
+        ["N", 3, 5, 5], ["y"],
+        {"w": w, "v": v, "gamma": gamma, "beta": beta, "mean": mean, "spread": spread},
+    )  # fmt: skip
+    (found,) = scores_of(proto, x)
+    hidden = relu(np.einsum("oi,nixy->nxyo", w[:, :, 0, 0].astype(np.float64), x)).reshape(-1, 6)
+    factor = (gamma / np.sqrt(spread + 1e-5)).astype(np.float64)
+    wanted = hidden @ (v * factor[:, None, None]).reshape(6, -1)
+    expected = by_hand([(hidden[:, :, None], wanted, variance(wanted))])
+    np.testing.assert_allclose(found, expected, rtol=RTOL)
+
+
+@exact
 def test_a_depthwise_convolution_passes_units_on():
     w, d, v, x = floats(5, 3, 1, 1), floats(5, 1, 3, 3), floats(4, 5, 1, 1), floats(30, 3, 8, 8)
     pointwise = [node("Conv", "x w", "a"), node("Conv", "a d", "h", group=5)]

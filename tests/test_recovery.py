@@ -81,6 +81,17 @@ def redundant(consumer):
         nodes.append(
             helper.make_node("Conv", ["h", "b.weight", "b.bias"], ["y"], auto_pad="SAME_UPPER")
         )
+    elif consumer == "upsampling":
+        weights |= {"b.weight": r.standard_normal((8, 5, 2, 3)), "b.bias": r.standard_normal(5)}
+        names = ["h", "b.weight", "b.bias"]
+        nodes.append(helper.make_node("ConvTranspose", names, ["y"], strides=[2, 3]))
+        outputs = {"y": ["N", 5, 12, 18]}
+    elif consumer == "conv with a shared bias":
+        weights |= {"b.weight": r.standard_normal((5, 8, 3, 3)), "b.bias": r.standard_normal(5)}
+        weights |= {"c.weight": r.standard_normal((5, 5, 1, 1))}
+        names = ["h", "b.weight", "b.bias"]
+        nodes.append(helper.make_node("Conv", names, ["b"], pads=[1] * 4))
+        nodes.append(helper.make_node("Conv", ["b", "c.weight", "b.bias"], ["y"]))
     elif consumer == "batch norm":
         weights |= {"b.weight": r.standard_normal((5, 8, 1, 1))}
         weights |= {f"n.{k}": r.uniform(0.5, 1.5, 5) for k in ("scale", "bias", "mean", "var")}
@@ -108,7 +119,17 @@ def redundant(consumer):
 
 @pytest.mark.parametrize(
     "consumer",
-    ["conv", "strided conv", "same conv", "batch norm", "gemm", "matmul", "residual"],
+    [
+        "conv",
+        "strided conv",
+        "same conv",
+        "conv with a shared bias",
+        "upsampling",
+        "batch norm",
+        "gemm",
+        "matmul",
+        "residual",
+    ],
 )
 def test_refit_brings_back_what_redundant_units_computed(consumer):
     model = redundant(consumer)

@@ -30,7 +30,7 @@ from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.progress import progress
 from onnxjl.recovery.layers import affine, entered_sum, solvable
-from onnxjl.recovery.matrices import Float, array_of, choose, matrix_of
+from onnxjl.recovery.matrices import CONVOLUTIONS, Float, array_of, choose, matrix_of
 from onnxjl.structure import Activation, Group
 
 # Added to the diagonal of a covariance, relative to its mean: what `recovery` pulls with.
@@ -320,7 +320,7 @@ class _Blocks:
             for node in self._layers.get(value, []):
                 source = node.inputs[0]
                 rank = None if source is None or source.shape is None else len(source.shape)
-                if axis == (1 if node.op_type == "Conv" or rank is None else rank - 1):
+                if axis == (1 if node.op_type in CONVOLUTIONS or rank is None else rank - 1):
                     found += self._parts(node, (value, axis), of_it)
         return found
 
@@ -352,7 +352,9 @@ class _Blocks:
 def _rows(node: ir.Node, scale: Float | float) -> tuple[Float, int]:
     """A layer's weight as (inputs, outputs · places of the kernel), and its number of groups."""
     if node.op_type != "Conv":
-        return matrix_of(node).read()[0] * scale, 1
+        weight = matrix_of(node).read()[0]
+        places = weight.shape[1] // np.size(scale) if np.ndim(scale) else 1
+        return weight * np.repeat(scale, places), 1
     weight = array_of(node.inputs[1])
     groups = node.attributes.get_int("group", 1)
     weight = weight.reshape(len(weight), weight.shape[1], -1)
@@ -379,7 +381,7 @@ class Moments:
     def __init__(
         self, graph: Graph, blocks: Sequence[Block], totals: Mapping[str, ir.Node], data: object
     ) -> None:
-        axes = {name: 1 if node.op_type == "Conv" else -1 for name, node in totals.items()}
+        axes = {name: 1 if node.op_type in CONVOLUTIONS else -1 for name, node in totals.items()}
         names = list(dict.fromkeys([*(block.place[0] for block in blocks), *axes]))
         opened = session.open_session(watched(graph, names))
         random = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxjl.graph import Graph, node_name
 from onnxjl.recovery.batch_normalization import set_weight
-from onnxjl.recovery.matrices import Float, array_of
+from onnxjl.recovery.matrices import CONVOLUTIONS, Float, array_of
 
 
 @dataclass
@@ -34,6 +34,12 @@ class Layer:
     target: ir.Value
     other: ir.Value | None = None
     after: list[ir.Node] = field(default_factory=list)
+
+    @property
+    def fixed(self) -> Float | float:
+        """What a bias that isn't solved for adds to each unit's output."""
+        bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        return 0.0 if bias is None or self.intercept is not None else array_of(bias)
 
     @property
     def reads(self) -> list[ir.Value]:
@@ -134,6 +140,11 @@ def _contracted(node: ir.Node) -> int:
 
 
 def solvable(node: ir.Node) -> bool:
+    """Return whether a node's outputs are linear in a weight of its own, each in other elements."""
+    return is_product(node) or _is_upsampling(node)
+
+
+def is_product(node: ir.Node) -> bool:
     """Return whether a node is a product of rows of inputs with a constant matrix of its own."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
@@ -150,8 +161,34 @@ def solvable(node: ir.Node) -> bool:
     return node.op_type == "Conv" or len(tensor.shape) == 2
 
 
+def _is_upsampling(node: ir.Node) -> bool:
+    """Return whether a node is a transposed convolution whose kernel's places don't overlap."""
+    if node.domain != "" or node.op_type != "ConvTranspose":
+        return False
+    data, value = node.inputs[0], node.inputs[1]
+    if data is None or data.is_initializer() or value is None or not value.is_initializer():
+        return False
+    tensor = value.const_value
+    if tensor is None or not tensor.dtype.is_floating_point() or len(value.uses()) > 1:
+        return False
+    kernel = list(map(int, tensor.shape.numpy()[2:]))
+    ones = [1] * len(kernel)
+    attributes = node.attributes
+    return (
+        attributes.get_int("group", 1) == 1
+        and list(attributes.get_ints("strides", ones)) == kernel
+        and list(attributes.get_ints("dilations", ones)) == ones
+        and not any(attributes.get_ints("pads", [0]))
+        and not any(attributes.get_ints("output_padding", [0]))
+        and attributes.get("output_shape") is None
+        and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
+
+
 def _intercept(node: ir.Node) -> Intercept | None:
     """Return where a constant added to a layer's outputs can be written."""
+    if node.op_type == "ConvTranspose":
+        return None  # one for each place of the kernel would be solved for; its bias stays
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         units = _outputs(node)
@@ -243,7 +280,7 @@ def _owned(value: ir.Value) -> bool:
 
 def _adds_constant(follower: ir.Node, layer: ir.Node) -> bool:
     """Return whether a node adds one constant to each unit of a product's output."""
-    if follower.op_type != "Add" or follower.domain != "" or layer.op_type == "Conv":
+    if follower.op_type != "Add" or follower.domain != "" or layer.op_type in CONVOLUTIONS:
         return False
     constants = [v for v in follower.inputs if v is not None and v.is_initializer()]
     if len(constants) != 1 or not _owned(constants[0]):

@@ -12,6 +12,9 @@ from onnxjl.recovery.batch_normalization import set_weight
 
 Float = NDArray[np.float64]
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""Operators whose channels are axis 1 of what they read and make."""
+
 
 class Convolution:
     """A convolution as a product of patches."""
@@ -140,7 +143,44 @@ class Matrix:
         return rows[chosen].astype(np.float64)[None], wanted[chosen][None]
 
 
-def matrix_of(node: ir.Node) -> Convolution | Matrix:
+class Upsampling:
+    """A transposed convolution whose kernel's places don't overlap, as a product.
+
+    Each position of the input makes a block of the output, of the kernel's size.
+    """
+
+    def __init__(self, node: ir.Node) -> None:
+        value = node.inputs[1]
+        assert value is not None
+        self.value = value
+        self.shape = array_of(value).shape
+
+    def read(self) -> Float:
+        return array_of(self.value).reshape(1, self.shape[0], -1)
+
+    def write(self, weight: Float) -> None:
+        set_weight(self.value, weight[0].reshape(self.shape))
+
+    def sample(
+        self, x: np.ndarray, y: Float, count: int, random: np.random.Generator
+    ) -> tuple[Float, Float]:
+        """Return rows of inputs and of the blocks wanted for them, at random positions."""
+        rows = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+        kernel = self.shape[2:]
+        # Every axis of the output is one of positions and one of places of the kernel.
+        sizes = [n for pair in zip(x.shape[2:], kernel, strict=True) for n in pair]
+        blocks = y.reshape(len(y), *sizes, y.shape[-1])
+        rank = len(kernel)
+        positions, places = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
+        blocks = blocks.transpose(0, *positions, 2 * rank + 1, *places)
+        chosen = choose(len(rows), count, random)
+        wanted = blocks.reshape(len(rows), -1)[chosen]
+        return rows[chosen].astype(np.float64)[None], wanted[None]
+
+
+def matrix_of(node: ir.Node) -> Convolution | Upsampling | Matrix:
+    if node.op_type == "ConvTranspose":
+        return Upsampling(node)
     return Convolution(node) if node.op_type == "Conv" else Matrix(node)
 
 
@@ -178,4 +218,4 @@ def array_of(value: ir.Value | None) -> Float:
 
 
 def channels_last(array: np.ndarray, node: ir.Node) -> np.ndarray:
-    return np.moveaxis(array, 1, -1) if node.op_type == "Conv" else array
+    return np.moveaxis(array, 1, -1) if node.op_type in CONVOLUTIONS else array

@@ -1,6 +1,7 @@
 """Closed-form refit: every layer solved anew for what the original network computes there.
 
-In graph order, each convolution or product with a constant matrix whose inputs changed gets the
+In graph order, each convolution (a transposed one if the places of its kernel do not overlap) or
+product with a constant matrix whose inputs changed gets the
 weights that minimize, over calibration data, the squared distance of its output to the original
 network's (of the units that are kept), given its inputs in the network refitted so far. Where its
 output enters a sum with another branch, the sum is the target: the last branch absorbs what the
@@ -90,6 +91,7 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
         wanted = wanted.astype(np.float64)
         if layer.other is not None:
             wanted = (wanted - channels_last(here[1], layer.node) - shift) / scale
+        wanted = wanted - layer.fixed
         count = int(limit * len(here[0]) / total) + 1
         x, y = matrix.sample(here[0], wanted, count, random)
         check_finite(x, layer.reads[0].name)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxjl.criteria.roles import CONTRACTIONS, operator_of, uses
 from onnxjl.errors import BudgetError
 from onnxjl.graph import FLOATING, Graph, node_name
-from onnxjl.recovery.layers import solvable
+from onnxjl.recovery.layers import is_product
 from onnxjl.sparsity.pattern import Pattern
 from onnxjl.structure import Whole, layer_names
 from onnxjl.structure.groups import layers as layers_of
@@ -175,7 +175,7 @@ def _why_not(
     for one in ignore:
         if any(fnmatch.fnmatchcase(name, one) for name in called):
             return f"ignored by '{one}'"
-    if reading is not None and not (len(nodes) == 1 and solvable(nodes[0])):
+    if reading is not None and not (len(nodes) == 1 and is_product(nodes[0])):
         return f"'{reading}' is for Conv, Gemm and MatMul with a weight of their own"
     if pattern is None:
         return None
