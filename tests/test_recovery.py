@@ -150,6 +150,85 @@ def test_refit_brings_back_what_redundant_units_computed(consumer):
     assert refitted.plan.request["recover"] == "refit"
 
 
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_refit_of_the_inputs_of_a_recurrent_layer(operator, directions, bias):
+    """Units are repeated but for a constant, which only a bias can make up for."""
+    r = np.random.default_rng(0)
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator] * 5
+    half = r.standard_normal((6, 4))
+    weights = {
+        "a.weight": np.concatenate([half, half], axis=1),
+        "w": r.standard_normal((directions, gates, 8)) / 2,
+        "r": r.standard_normal((directions, gates, 5)) / 2,
+    }
+    if bias:
+        weights |= {
+            "a.bias": np.concatenate([np.zeros(4), r.standard_normal(4)]),
+            "b": r.standard_normal((directions, 2 * gates)),
+        }
+    nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["a" if not bias else "p"], name="a")]
+    if bias:
+        nodes.append(helper.make_node("Add", ["p", "a.bias"], ["a"]))
+    nodes.append(
+        helper.make_node(
+            operator,
+            ["a", "w", "r", *(["b"] if bias else [])],
+            ["y"],
+            name="recurrent",
+            hidden_size=5,
+            direction="bidirectional" if directions == 2 else "forward",
+        )
+    )
+    shape = [9, 7, 6]
+    model = network(nodes, weights, {"x": shape}, {"y": [9, directions, 7, 5]})
+    calibration = [r.standard_normal(shape).astype(np.float32) for _ in range(30)]
+    x = r.standard_normal(shape).astype(np.float32)
+    small = without_second_half(onnxjl.normalize(model), "a")
+    expected, plain = run(model, x), run(small, x)
+    found = run(recover(small, "refit", calibration), x)
+    assert np.abs(plain - expected).max() > 0.1
+    assert np.abs(found - expected).max() < 2e-3
+
+
+def test_refit_of_a_recurrent_layer_that_lost_units_itself():
+    """What is left of it is solved for; its own units go as without a refit."""
+    r = np.random.default_rng(0)
+    half = r.standard_normal((6, 4))
+    weights = {
+        "a.weight": np.concatenate([half, half], axis=1),
+        "w": r.standard_normal((1, 20, 8)) / 2,
+        "r": r.standard_normal((1, 20, 5)) / 2,
+        "b": r.standard_normal((1, 40)),
+        "c.weight": r.standard_normal((5, 3)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a.weight"], ["a"], name="a"),
+        helper.make_node("LSTM", ["a", "w", "r", "b"], ["h"], name="lstm", hidden_size=5),
+        helper.make_node("Squeeze", ["h", "one"], ["s"]),
+        helper.make_node("MatMul", ["s", "c.weight"], ["y"], name="c"),
+    ]
+    model = network(nodes, weights, {"x": [9, 7, 6]}, {"y": [9, 7, 3]})
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    graph = onnxjl.normalize(model)
+    calibration = [r.standard_normal((9, 7, 6)).astype(np.float32) for _ in range(30)]
+    structure = analyze(graph)
+    names = [group.name for group in structure.groups]
+    first, own = names.index("a"), names.index("lstm")
+    keep = [np.ones(g.size, dtype=bool) for g in structure.groups]
+    keep[own][3:] = False
+    alone = onnxjl.apply(graph, structure.plan(keep))
+    keep[first][4:] = False
+    both = recover(onnxjl.apply(graph, structure.plan(keep)), "refit", calibration)
+    x = calibration[0]
+    weight = both.weight("w")
+    # Of each gate the units that stay: with repeated inputs the weights of both halves add up.
+    whole = alone.weight("w")
+    np.testing.assert_allclose(weight, whole[:, :, :4] + whole[:, :, 4:], atol=2e-3)
+    assert run(both, x).shape == (9, 7, 3)
+
+
 def test_refit_of_a_depthwise_convolution_follows_its_inputs():
     """Group by group: a depthwise layer after a refitted one is solved on its own channel."""
     r = np.random.default_rng(0)

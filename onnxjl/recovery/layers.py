@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxjl.graph import Graph, node_name
 from onnxjl.recovery.batch_normalization import set_weight
-from onnxjl.recovery.matrices import CONVOLUTIONS, Float, array_of
+from onnxjl.recovery.matrices import CONVOLUTIONS, RECURRENT, Float, array_of
 
 
 @dataclass
@@ -24,21 +24,25 @@ class Layer:
     kept : the output units that are left, as indices of the original's.
     intercept : how a constant added to its output is written down, if it can be.
     target : the value of the original network that is aimed at.
+    product : (inputs, outputs), what the target is multiplied with to get the outputs aimed at,
+        where these are no value of the network: in a recurrent layer.
     other : the branch that is added to it, in the pruned network.
     after : what lies between the output and the sum.
     """
 
     node: ir.Node
     kept: NDArray[np.int64] | None
-    intercept: Intercept | None
+    intercept: Intercept | InputBias | None
     target: ir.Value
+    product: Float | None = None
     other: ir.Value | None = None
     after: list[ir.Node] = field(default_factory=list)
 
     @property
     def fixed(self) -> Float | float:
         """What a bias that isn't solved for adds to each unit's output."""
-        bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        recurrent = self.node.op_type in RECURRENT
+        bias = self.node.inputs[2] if len(self.node.inputs) > 2 and not recurrent else None
         return 0.0 if bias is None or self.intercept is not None else array_of(bias)
 
     @property
@@ -71,6 +75,25 @@ class Intercept:
         array = array_of(self.value)
         new = constant.reshape(array.shape)
         set_weight(self.value, new if self.own else array + self.sign * new)
+
+
+@dataclass
+class InputBias:
+    """The part of a recurrent layer's bias that is added to the products of its inputs."""
+
+    value: ir.Value
+
+    def read(self) -> Float:
+        """Return what it adds to what is aimed at, which is the products alone."""
+        array = array_of(self.value)
+        return np.zeros(array.size // 2)
+
+    def write(self, constant: Float) -> None:
+        """Add a constant for each gate of each unit."""
+        array = array_of(self.value)  # (directions, 2 · gates · units), those of inputs first
+        half = array.shape[1] // 2
+        array[:, :half] += constant.reshape(len(array), half)
+        set_weight(self.value, array)
 
 
 def affine(after: list[ir.Node]) -> tuple[Float | float, Float | float]:
@@ -114,15 +137,37 @@ def layers_to_solve(graph: Graph, copy: Graph) -> list[Layer]:
             continue
         assert value is not None
         source = sources[node_name(node)]
+        axes = kept.get(value.name or "", {})
+        if node.op_type in RECURRENT:
+            result.append(_recurrent(node, source, axes))
+            continue
         layer = Layer(
             node=node,
-            kept=_kept_outputs(kept.get(value.name or "", {}), node),
+            kept=_kept_outputs(axes, node),
             intercept=_intercept(node),
             target=source.outputs[0],
         )
         _aim_at_sum(layer, sources, position)
         result.append(layer)
     return result
+
+
+def _recurrent(node: ir.Node, source: ir.Node, axes: Mapping[int, NDArray[np.int64]]) -> Layer:
+    """Aim at the products of the original's inputs with its weights."""
+    weight = array_of(source.inputs[1])  # (directions, gates · units, inputs)
+    for axis in (0, 1):
+        if axis in axes:
+            weight = weight.take(axes[axis], axis=axis)
+    bias = node.inputs[3] if len(node.inputs) > 3 else None
+    target = source.inputs[0]
+    assert target is not None
+    return Layer(
+        node=node,
+        kept=None,
+        intercept=None if bias is None or not _owned(bias) else InputBias(bias),
+        target=target,
+        product=weight.reshape(-1, weight.shape[2]).T,
+    )
 
 
 def _kept_outputs(axes: Mapping[int, NDArray[np.int64]], node: ir.Node) -> NDArray[np.int64] | None:
@@ -136,42 +181,37 @@ def _turned(node: ir.Node) -> bool:
 
 def _contracted(node: ir.Node) -> int:
     """Return the weight's axis that meets the input's channels."""
+    if node.op_type in RECURRENT:
+        return 2
     return 1 if node.op_type == "Conv" or _turned(node) else 0
 
 
 def solvable(node: ir.Node) -> bool:
-    """Return whether a node's outputs are linear in a weight of its own, each in other elements."""
-    return is_product(node) or _is_upsampling(node)
+    """Return whether a node, or its inputs' part of it, is linear in a weight of its own."""
+    return is_product(node) or _is_upsampling(node) or _is_recurrent(node)
 
 
 def is_product(node: ir.Node) -> bool:
     """Return whether a node is a product of rows of inputs with a constant matrix of its own."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
-    data, value = node.inputs[0], node.inputs[1]
-    if data is None or data.is_initializer() or value is None or not value.is_initializer():
-        return False
-    tensor = value.const_value
-    if tensor is None or not tensor.dtype.is_floating_point() or len(value.uses()) > 1:
+    if not _has_own_weight(node):
         return False
     if node.op_type == "Gemm":
         plain = [node.attributes.get(a) for a in ("alpha", "beta")]
         scaled = any(a is not None and a.as_float() != 1.0 for a in plain)
         return not scaled and not node.attributes.get_int("transA", 0)
-    return node.op_type == "Conv" or len(tensor.shape) == 2
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    return node.op_type == "Conv" or len(value.const_value.shape) == 2
 
 
 def _is_upsampling(node: ir.Node) -> bool:
     """Return whether a node is a transposed convolution whose kernel's places don't overlap."""
-    if node.domain != "" or node.op_type != "ConvTranspose":
+    if node.domain != "" or node.op_type != "ConvTranspose" or not _has_own_weight(node):
         return False
-    data, value = node.inputs[0], node.inputs[1]
-    if data is None or data.is_initializer() or value is None or not value.is_initializer():
-        return False
-    tensor = value.const_value
-    if tensor is None or not tensor.dtype.is_floating_point() or len(value.uses()) > 1:
-        return False
-    kernel = list(map(int, tensor.shape.numpy()[2:]))
+    kernel = list(array_of(node.inputs[1]).shape[2:])
     ones = [1] * len(kernel)
     attributes = node.attributes
     return (
@@ -183,6 +223,20 @@ def _is_upsampling(node: ir.Node) -> bool:
         and attributes.get("output_shape") is None
         and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     )
+
+
+def _is_recurrent(node: ir.Node) -> bool:
+    """Return whether a node is a recurrent layer with weights of its own for its inputs."""
+    return node.domain == "" and node.op_type in RECURRENT and _has_own_weight(node)
+
+
+def _has_own_weight(node: ir.Node) -> bool:
+    """Return whether a node reads an activation, and a floating weight that no other node uses."""
+    data, value = node.inputs[0], node.inputs[1]
+    if data is None or data.is_initializer() or value is None or not value.is_initializer():
+        return False
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and len(value.uses()) == 1
 
 
 def _intercept(node: ir.Node) -> Intercept | None:
@@ -229,6 +283,8 @@ def entered_sum(node: ir.Node) -> tuple[ir.Node | None, ir.Value | None, list[ir
     and added constants. None for the first two where there is no such sum.
     """
     after: list[ir.Node] = []
+    if node.op_type in RECURRENT:
+        return None, None, after
     last = node
     while True:
         follower = _only_user(last)

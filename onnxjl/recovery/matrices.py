@@ -15,6 +15,9 @@ Float = NDArray[np.float64]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """Operators whose channels are axis 1 of what they read and make."""
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""Operators that add products of their inputs to products of their states."""
+
 
 class Convolution:
     """A convolution as a product of patches."""
@@ -143,6 +146,17 @@ class Matrix:
         return rows[chosen].astype(np.float64)[None], wanted[chosen][None]
 
 
+class RecurrentInput(Matrix):
+    """The product of a recurrent layer's inputs with the weights of all gates and directions."""
+
+    def read(self) -> Float:
+        array = array_of(self.value)  # (directions, gates · units, inputs)
+        return array.reshape(-1, array.shape[2]).T[None]
+
+    def write(self, weight: Float) -> None:
+        set_weight(self.value, weight[0].T.reshape(array_of(self.value).shape))
+
+
 class Upsampling:
     """A transposed convolution whose kernel's places don't overlap, as a product.
 
@@ -181,6 +195,8 @@ class Upsampling:
 def matrix_of(node: ir.Node) -> Convolution | Upsampling | Matrix:
     if node.op_type == "ConvTranspose":
         return Upsampling(node)
+    if node.op_type in RECURRENT:
+        return RecurrentInput(node)
     return Convolution(node) if node.op_type == "Conv" else Matrix(node)
 
 

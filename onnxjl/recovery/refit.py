@@ -1,11 +1,11 @@
 """Closed-form refit: every layer solved anew for what the original network computes there.
 
-In graph order, each convolution (a transposed one if the places of its kernel do not overlap) or
-product with a constant matrix whose inputs changed gets the
-weights that minimize, over calibration data, the squared distance of its output to the original
-network's (of the units that are kept), given its inputs in the network refitted so far. Where its
-output enters a sum with another branch, the sum is the target: the last branch absorbs what the
-others lack.
+In graph order, each convolution (a transposed one if the places of its kernel don't overlap) or
+product with a constant matrix whose inputs changed gets the weights that minimize, over calibration
+data, the squared distance of its output to the original network's (of the units that are kept),
+given its inputs in the network refitted so far. Where its output enters a sum with another branch,
+the sum is the target: the last branch absorbs what the others lack. In a recurrent layer the
+products of its inputs are solved for, those of its states stay.
 
 Source: least-squares reconstruction as in He et al. 2017, "Channel Pruning for Accelerating Very
 Deep Neural Networks", eq. 1 and section 3.2, in asymmetric form (Zhang et al. 2016, "Accelerating
@@ -86,6 +86,8 @@ def _solve_layer(layer: Layer, small: Stream, large: Stream) -> None:
     random = np.random.default_rng(0)
     for here, there in zip(small.batches(*layer.reads), large.batches(layer.target), strict=True):
         wanted = channels_last(there[0], layer.node)
+        if layer.product is not None:
+            wanted = wanted @ layer.product
         if layer.kept is not None:
             wanted = wanted[..., layer.kept]
         wanted = wanted.astype(np.float64)
