@@ -410,7 +410,8 @@ def _criterion(options: Namespace, samples: Mapping[str, np.ndarray] | None) -> 
             raise UsageError(f"criterion '{of_blocks.name}' needs inputs; give some with --data")
     elif not is_julia(chosen):
         criterion = criteria.get(chosen, gradients=flux)
-        if criterion.needs_data and samples is None:
+        calibrated = options.calibrate is not None and not criterion.needs_gradient
+        if criterion.needs_data and samples is None and not calibrated:
             raise UsageError(f"criterion '{criterion.name}' needs inputs; give some with --data")
         labels = labels or (criterion.needs_gradient and criterion.needs_data)
     if labels and samples is not None and data.TARGET not in samples:

@@ -88,6 +88,7 @@ class Experiment:
     rounds : number of rounds.
     recover, calibration : recovery after each round, as for `onnxjl.prune`.
     data : labelled samples to train on, and for criteria that need data; see `onnxjl.data`.
+        Criteria are measured on `calibration` where there are none.
     validate : labelled samples that accuracy is reported on.
     train : options of `FluxModel.finetune` for training the whole network before the first round.
     regularize : options of `FluxModel.finetune` for a training before each round's cut, among them
@@ -274,6 +275,11 @@ class Experiment:
         if self.criterion is not None:
             return self.criterion
         return "l2" if self.sparsity is None else "magnitude"
+
+    @property
+    def _measured(self) -> Any:
+        """What criteria are measured on: inputs without labels will do for many."""
+        return self.calibration if self.data is None else self.data
 
     @property
     def _retraining(self) -> Mapping[str, Any] | None:
@@ -686,7 +692,7 @@ class _Run:
                 graph,
                 amount=fraction,
                 criterion=experiment._criterion,
-                data=experiment.data,
+                data=experiment._measured,
                 seed=experiment.seed,
                 **experiment.pruning,
             )
@@ -703,7 +709,7 @@ class _Run:
             **experiment.pruning,
             **asked,
             criterion=experiment._criterion,
-            data=experiment.data,
+            data=experiment._measured,
             seed=experiment.seed,
         )
         return small if isinstance(small, Graph) else small.to_graph()

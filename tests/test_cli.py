@@ -449,6 +449,18 @@ def test_bad_models_end_every_command_alike(command, make, message, folder, run)
     assert state(folder) == before
 
 
+def test_criteria_are_measured_on_the_calibration_data_where_no_others_are_given(run, tmp_path):
+    source = Path(__file__).parent / "models" / "mnist-resnet14"
+    more = ["--macs", "0.5", "--no-measure", "--no-check", "--calibrate", f"{source}.calib.npz"]
+    for criterion in ("l2", "reconstruction"):
+        out = tmp_path / f"{criterion}.onnx"
+        status, _, err = run("prune", f"{source}.onnx", "-o", out, "--criterion", criterion, *more)
+        assert (status, err) == (0, "")
+    found = onnxjl.load(tmp_path / "reconstruction.onnx")
+    assert onnxjl.accuracy(found, f"{source}.test.npz") > 0.97
+    assert found.params != onnxjl.load(tmp_path / "l2.onnx").params
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

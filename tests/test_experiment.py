@@ -102,6 +102,18 @@ def test_one_round_is_prune(budget):
     assert same(found.model, small)
 
 
+def test_criteria_are_measured_on_the_calibration_data_where_there_are_no_others():
+    inputs = {"image": np.load("tests/models/mnist-resnet14.calib.npz")["image"][:150]}
+    found = Experiment(
+        model=NETWORK, macs=0.6, criterion="activation", recover="bn", calibration=inputs
+    ).run()
+    small = onnxjl.prune(NETWORK, macs=0.6, criterion="activation", data=inputs)
+    assert found.model.params == small.params
+    for name, axes in small.plan.kept.items():
+        for axis, indices in axes.items():
+            np.testing.assert_array_equal(found.plan.kept[name][axis], indices)
+
+
 @pytest.mark.parametrize("scope", ["isomorphic", "erk", "sensitivity", "optimal"])
 def test_every_scope_meets_the_budget_of_the_original(scope):
     model = convolutions(batch="n")
