@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+import test_recovery
+from onnx import helper
 
 import onnxjl
 from onnxjl import criteria
@@ -42,14 +43,7 @@ def network(
     outputs: Sequence[str],
     weights: dict[str, np.ndarray],
 ) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        list(nodes),
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return test_recovery.network(nodes, weights, {"x": shape}, dict.fromkeys(outputs))
 
 
 def node(op_type: str, inputs: str, output: str, **attributes) -> onnx.NodeProto:

@@ -229,7 +229,7 @@ def _measure_all(scoring: Scoring) -> dict[Group, np.ndarray]:
             "criterion 'reconstruction' is measured on data: give some (data=, --data FILE.npz)"
         )
     blocks = _Blocks(scoring.graph)
-    read = {group: blocks.readers(group) for group in scoring.groups}
+    read = {g: blocks.readers(GroupWeights(scoring, g).activations) for g in scoring.groups}
     read = {group: readers for group, readers in read.items() if readers}
     scores: dict[Group, np.ndarray] = {}
     for chosen in _passes(read):
@@ -311,12 +311,12 @@ class _Blocks:
                 self._layers.setdefault(value.name or "", []).append(node)
         self._blocks: dict[tuple[Place, bytes], Block] = {}
 
-    def readers(self, group: Group) -> list[Reader]:
+    def readers(self, activations: Sequence[Activation]) -> list[Reader]:
         """Return the layers that read a group's units, block by block."""
         found: list[Reader] = []
-        places = dict.fromkeys((a.value, a.axis) for a in group.activations)
+        places = dict.fromkeys((a.value, a.axis) for a in activations)
         for value, axis in places:
-            of_it = [a for a in group.activations if (a.value, a.axis) == (value, axis)]
+            of_it = [a for a in activations if (a.value, a.axis) == (value, axis)]
             for node in self._layers.get(value, []):
                 source = node.inputs[0]
                 rank = None if source is None or source.shape is None else len(source.shape)

@@ -211,7 +211,9 @@ def _is_upsampling(node: ir.Node) -> bool:
     """Return whether a node is a transposed convolution whose kernel's places don't overlap."""
     if node.domain != "" or node.op_type != "ConvTranspose" or not _has_own_weight(node):
         return False
-    kernel = list(array_of(node.inputs[1]).shape[2:])
+    assert node.inputs[1] is not None
+    assert node.inputs[1].const_value is not None
+    kernel = list(node.inputs[1].const_value.shape.numpy()[2:])
     ones = [1] * len(kernel)
     attributes = node.attributes
     return (
