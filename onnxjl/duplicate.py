@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxjl.graph import subgraphs
 
-Tensors = Mapping[str, ir.Tensor]
+Tensors = Mapping[str, ir.TensorProtocol]
 
 
 def duplicate(model: ir.Model, tensors: Tensors) -> ir.Model:
@@ -25,7 +25,7 @@ def duplicate(model: ir.Model, tensors: Tensors) -> ir.Model:
         copy = model.clone()
         for name, tensor in tensors.items():
             value = copy.graph.initializers[name]
-            value.const_value, value.shape = tensor, tensor.shape
+            value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
         return copy
     return ir.Model(
         _graph(model.graph, tensors),
@@ -83,10 +83,10 @@ def _graph(graph: ir.Graph, tensors: Tensors) -> ir.Graph:
     return result
 
 
-def _value(value: ir.Value, tensor: ir.Tensor | None = None) -> ir.Value:
+def _value(value: ir.Value, tensor: ir.TensorProtocol | None = None) -> ir.Value:
     """Copy a value, with another weight if one is given."""
     if tensor is not None:
-        shape: ir.Shape | None = tensor.shape
+        shape: ir.Shape | None = ir.Shape(tensor.shape.numpy())
     else:
         shape = None if value.shape is None else value.shape.copy()
     copy = ir.Value(

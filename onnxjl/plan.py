@@ -13,10 +13,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
+from onnxjl.cut import cut
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
 from onnxjl.garbage import without_collection
-from onnxjl.graph import Graph, node_name, unmap
+from onnxjl.graph import Graph, node_name
 from onnxjl.load import load
 from onnxjl.normalize import normalize
 
@@ -301,16 +302,14 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     )
 
 
-def _cut(graph: Graph, name: str, axes: Mapping[int, NDArray[np.int64]]) -> ir.Tensor:
+def _cut(graph: Graph, name: str, axes: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:
     """Return a weight with the indices that stay."""
     tensor = _initializer(graph, name)
-    array = tensor.numpy()
+    shape = tensor.shape.numpy()
     for axis, indices in axes.items():
-        if axis >= array.ndim or (len(indices) and indices[-1] >= array.shape[axis]):
-            raise PlanError(f"'{name}' has shape {array.shape}: no such index on axis {axis}")
-        array = array.take(indices, axis=axis)
-    unmap(tensor)
-    return _tensor(array, tensor.dtype, name)
+        if axis >= len(shape) or (len(indices) and indices[-1] >= shape[axis]):
+            raise PlanError(f"'{name}' has shape {shape}: no such index on axis {axis}")
+    return cut(tensor, axes, name) if axes else tensor
 
 
 def _constant(graph: Graph, name: str, value: np.ndarray) -> ir.Tensor:

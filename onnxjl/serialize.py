@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxjl.cut import cut_of
 from onnxjl.errors import ExternalDataError
 from onnxjl.graph import Graph
 
@@ -143,7 +144,7 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
 
     Raises
     ------
-    ExternalDataError : the file that holds the tensor went away.
+    ExternalDataError : the file that holds the tensor went away, or was exchanged.
     """
     if isinstance(tensor, ir.ExternalTensor) and tensor.length in (None, tensor.nbytes):
         if not os.path.isfile(tensor.path):
@@ -158,8 +159,9 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
                 f"external data of '{tensor.name}' were exchanged: {error}"
             ) from error
     elif tensor.dtype.bitwidth % 8 == 0 and np.little_endian:
-        array = np.ascontiguousarray(tensor.numpy())
-        file.write(array.reshape(-1).view(np.uint8).data)
+        made = cut_of(tensor)
+        for array in (tensor.numpy(),) if made is None else made.blocks():
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     else:
         file.write(tensor.tobytes())
 
