@@ -283,13 +283,20 @@ class FluxModel:
         self._outputs = [value.name or "" for value in graph.model.graph.outputs]
         self._lock = threading.RLock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: all but the lock."""
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+    def __copy__(self) -> FluxModel:
+        """Return another handle of the same layers."""
+        return FluxModel(self.graph, self.julia)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what another one had, with a lock of its own."""
-        vars(self).update(state, _lock=threading.RLock())
+    def __deepcopy__(self, memo: dict[int, Any]) -> FluxModel:
+        """Return a model with layers of its own, which can be pruned and trained apart."""
+        return self.masked(self.graph, {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what another process makes the model of: the network as an ONNX graph.
+
+        There it is on the CPU and in test mode.
+        """
+        return to_flux, (self.to_graph(),)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,34 @@ class Graph:
     plan: Plan | None = None
     source: Graph | None = None
     sparsified: Sparsified | None = None
+
+    def __copy__(self) -> Graph:
+        """Return another graph of the same network."""
+        return replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a deep copy, or another process, gets: the network as a file would hold it.
+
+        onnx_ir's nodes refer to one another, which `pickle` and `copy` follow until they give up.
+        """
+        from onnxjl.serialize import write
+
+        file = io.BytesIO()
+        write(self, file)
+        names = list(self.model.graph.initializers)
+        return {**vars(self), "model": (file.getvalue(), names)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what another graph gave, with its weights in memory and in their order."""
+        from onnxjl.load import load
+
+        content, names = state["model"]
+        model = load(content).model
+        values = [model.graph.initializers[name] for name in names]
+        model.graph.initializers.clear()
+        for value in values:
+            model.graph.initializers.add(value)
+        vars(self).update(state, model=model)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
         """Write the network to a file, checked; see `onnxjl.save`."""
