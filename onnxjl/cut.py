@@ -90,6 +90,7 @@ class Cut:
                 if axis > 0:
                     block = block.take(indices, axis=axis)
             yield block
+        del array  # A file that an array reads stays mapped, and open.
         unmap(whole)
 
 

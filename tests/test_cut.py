@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -35,6 +36,11 @@ def written(weight: ir.TensorProtocol) -> bytes:
     file = io.BytesIO()
     write_tensor(weight, file)
     return file.getvalue()
+
+
+def cut_weights(graph: onnxjl.Graph) -> list[tuple[str, ir.Value]]:
+    values = graph.model.graph.initializers.items()
+    return [(name, value) for name, value in values if cut_of(value.const_value) is not None]
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
@@ -93,11 +99,9 @@ def test_the_whole_weight_is_let_go_when_the_cut_one_is_read() -> None:
 def test_saving_keeps_no_copy_of_a_weight(tmp_path: Path) -> None:
     small = onnxjl.prune(NETWORK, macs=0.5)
     small.save(tmp_path / "small.onnx", check=False)
-    made = [cut_of(v.const_value) for v in small.model.graph.initializers.values()]
-    assert sum(each is not None for each in made) > 20
-    large = [each for each in made if each is not None and np.prod(each.shape) * 4 > 1024]
-    assert large
-    assert all(each._tensor is None for each in large)
+    large = [v.const_value for _, v in cut_weights(small) if v.const_value.nbytes > 1024]
+    assert len(large) > 10
+    assert all(cut_of(tensor)._tensor is None for tensor in large)
     stored = onnx.load(tmp_path / "small.onnx").graph.initializer
     for each in stored:
         assert np.array_equal(onnx.numpy_helper.to_array(each), small.weight(each.name))
@@ -109,11 +113,7 @@ def test_data_that_went_away(tmp_path: Path, read: str) -> None:
         onnx.load(NETWORK), tmp_path / "a.onnx", save_as_external_data=True, location="a.data"
     )
     small = onnxjl.prune(tmp_path / "a.onnx", macs=0.5)
-    name = next(
-        name
-        for name, value in small.model.graph.initializers.items()
-        if cut_of(value.const_value) is not None and value.const_value.nbytes > 1024
-    )
+    name = next(name for name, value in cut_weights(small) if value.const_value.nbytes > 1024)
     (tmp_path / "a.data").unlink()
     with pytest.raises(ExternalDataError, match=r"external data of '.+' are gone|no longer there"):
         small.weight(name) if read == "numpy" else small.save(tmp_path / "b.onnx", check=False)
@@ -127,3 +127,19 @@ def test_an_index_that_is_not_there_is_told_before_anything_is_read() -> None:
     plan = onnxjl.Plan(kept={name: {0: np.array([0, rows])}}, source_graph=graph)
     with pytest.raises(PlanError, match=f"'{name}' has shape .*: no such index on axis 0"):
         onnxjl.apply(graph, plan)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files here")
+@pytest.mark.parametrize("read", ["numpy", "save"])
+def test_no_file_stays_open_for_a_weight_that_was_read(tmp_path: Path, read: str) -> None:
+    """Each external tensor maps its file anew, which keeps the file open."""
+    onnx.save(
+        onnx.load(NETWORK), tmp_path / "a.onnx", save_as_external_data=True, location="a.data"
+    )
+    small = onnxjl.prune(tmp_path / "a.onnx", macs=0.5)
+    before = len(os.listdir("/proc/self/fd"))
+    if read == "numpy":
+        assert all(small.weight(n) is not None for n, v in cut_weights(small))
+    else:
+        small.save(tmp_path / "b.onnx", check=False)
+    assert len(os.listdir("/proc/self/fd")) == before
