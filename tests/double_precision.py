@@ -1,11 +1,13 @@
 """Networks run in float64: what rounding does shrinks then, and a fault stays as large as it is.
 
 onnxruntime has no kernels in float64 for convolutions, recurrent cells and more; ONNX's reference
-implementation, which is NumPy's arithmetic, has them all.
+implementation, which is NumPy's arithmetic, has nearly all. What it lacks, or does otherwise, is
+below, and so are operators of onnxruntime's own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +17,12 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _UngroupedConvTranspose
+from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_25
+from onnx.reference.ops.op_gru import CommonGRU
 
 
 def run_in_double(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Run a network of float32, without casts, in float64.
+    """Run a network of float32 in float64.
 
     Parameters
     ----------
@@ -29,7 +33,7 @@ def run_in_double(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> d
     -------
     Array of each output, in the graph's order; float64 where the model has float32.
     """
-    evaluator = ReferenceEvaluator(_doubled(model), new_ops=[ConvTranspose, LRN])
+    evaluator = ReferenceEvaluator(_doubled(model), new_ops=_OPERATORS)
     feeds = {
         name: array.astype(np.float64) if array.dtype == np.float32 else array
         for name, array in inputs.items()
@@ -47,10 +51,15 @@ def _doubled(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    for node in graph.node:
+    for number, node in enumerate(graph.node):
+        for i, name in enumerate(node.output):
+            # The evaluator would give an output without a name to every input without one.
+            node.output[i] = name or f"unused {number} {i}"
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 _double(attribute.t)
+            elif node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
     return result
 
 
@@ -87,3 +96,179 @@ class LRN(OpRun):
         padding = ((0, 0), ((size - 1) // 2, size // 2), *[(0, 0)] * (x.ndim - 2))
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(x**2, padding), size, axis=1)
         return (x / (bias + alpha / size * windows.sum(-1)) ** beta,)
+
+
+class GRU(CommonGRU):
+    """The reference's default for the bias is too short."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        weights: np.ndarray,
+        recurrence: np.ndarray,
+        bias: np.ndarray | None = None,
+        *states: np.ndarray | None,
+        **given: Any,
+    ) -> tuple[np.ndarray, ...]:
+        if bias is None:
+            bias = np.zeros((weights.shape[0], 2 * weights.shape[1]), x.dtype)
+        return super()._run(x, weights, recurrence, bias, *states, **given)
+
+
+class Mean(OpRun):
+    """The reference's takes what broadcasts only after the rest."""
+
+    def _run(self, *given: np.ndarray) -> tuple[np.ndarray]:
+        return (sum(given) / len(given),)
+
+
+class DequantizeLinear(DequantizeLinear_25):
+    """The newest one: the reference has none for operator sets before 19."""
+
+
+class MeanVarianceNormalization(OpRun):
+    """The reference's has a term in float32."""
+
+    def _run(self, x: np.ndarray, axes: tuple[int, ...] | None = None) -> tuple[np.ndarray]:
+        axes = (0, 2, 3) if axes is None else tuple(axes)
+        gap = x - x.mean(axes, keepdims=True)
+        return (gap / (x.std(axes, keepdims=True) + 1e-9),)
+
+
+class GlobalLpPool(OpRun):
+    """The norm of all that a channel holds."""
+
+    def _run(self, x: np.ndarray, p: int | None = None) -> tuple[np.ndarray]:
+        power = 2 if p is None else p
+        axes = tuple(range(2, x.ndim))
+        return ((np.abs(x) ** power).sum(axes, keepdims=True) ** (1 / power),)
+
+
+class MaxRoiPool(OpRun):
+    """The largest numbers of the cells of each region, whose bounds are rounded outwards."""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        rois: np.ndarray,
+        pooled_shape: tuple[int, int] | None = None,
+        spatial_scale: float | None = None,
+    ) -> tuple[np.ndarray]:
+        rows, columns = pooled_shape or (1, 1)
+        result = np.zeros((len(rois), x.shape[1], rows, columns), x.dtype)
+        for region, (image, *corners) in enumerate(rois):
+            left, top, right, bottom = (round(c * (spatial_scale or 1.0)) for c in corners)
+            height, width = max(bottom - top + 1, 1), max(right - left + 1, 1)
+            for i in range(rows):
+                down = slice(top + i * height // rows, top + -(-(i + 1) * height // rows))
+                for j in range(columns):
+                    along = slice(
+                        left + j * width // columns, left + -(-(j + 1) * width // columns)
+                    )
+                    cell = x[int(image), :, down, along]
+                    result[region, :, i, j] = cell.max((1, 2)) if cell.size else 0
+        return (result,)
+
+
+class Gelu(OpRun):
+    """x Φ(x), as onnxruntime's own operator."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+        return (x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2,)
+
+
+class BiasGelu(Gelu):
+    """The same after a bias."""
+
+    def _run(self, x: np.ndarray, bias: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+        return super()._run(x + bias)
+
+
+class FastGelu(OpRun):
+    """The approximation with a hyperbolic tangent, after a bias if there is one."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray]:
+        x = x if bias is None else x + bias
+        return (x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,)
+
+
+class QuickGelu(OpRun):
+    """x σ(αx)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: np.ndarray, alpha: float | None = None) -> tuple[np.ndarray]:
+        slope = 1.702 if alpha is None else alpha
+        return (x / (1 + np.exp(-slope * x)),)
+
+
+class SkipLayerNormalization(OpRun):
+    """A layer normalization of a sum of two inputs and a bias; the sum is the last output."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        x: np.ndarray,
+        skip: np.ndarray,
+        gamma: np.ndarray,
+        beta: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        epsilon: float | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        total = x + skip + (0 if bias is None else bias)
+        mean = total.mean(-1, keepdims=True)
+        scale = 1 / np.sqrt(total.var(-1, keepdims=True) + (epsilon or 1e-12))
+        return (total - mean) * scale * gamma + (0 if beta is None else beta), mean, scale, total
+
+
+class SkipSimplifiedLayerNormalization(OpRun):
+    """The same without a mean."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        x: np.ndarray,
+        skip: np.ndarray,
+        gamma: np.ndarray,
+        bias: np.ndarray | None = None,
+        epsilon: float | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        total = x + skip + (0 if bias is None else bias)
+        scale = 1 / np.sqrt((total**2).mean(-1, keepdims=True) + (epsilon or 1e-12))
+        return total * scale * gamma, scale, scale, total
+
+
+class FusedMatMul(OpRun):
+    """A product times a number."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, a: np.ndarray, b: np.ndarray, alpha: float | None = None, **_: Any
+    ) -> tuple[np.ndarray]:
+        return ((1.0 if alpha is None else alpha) * (a @ b),)
+
+
+_OPERATORS = [
+    ConvTranspose,
+    LRN,
+    GRU,
+    Mean,
+    DequantizeLinear,
+    MeanVarianceNormalization,
+    GlobalLpPool,
+    MaxRoiPool,
+    Gelu,
+    BiasGelu,
+    FastGelu,
+    QuickGelu,
+    SkipLayerNormalization,
+    SkipSimplifiedLayerNormalization,
+    FusedMatMul,
+]

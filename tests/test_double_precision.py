@@ -63,12 +63,69 @@ def test_wrong_plan_is_as_wrong_in_double(structure: Structure) -> None:
         ("ConvTranspose <strides = [2, 2], pads = [1, 0, 1, 0]> (x, w)", {"w": (6, 5, 3, 3)}),
         ("LRN <size = 3, alpha = 0.5> (x)", {}),
         ("LRN <size = 5, beta = 0.5, bias = 2.0> (x)", {}),
+        ("GlobalLpPool (x)", {}),
+        ("GlobalLpPool <p = 1> (x)", {}),
+        ("MaxRoiPool <pooled_shape = [2, 3], spatial_scale = 0.9> (x, boxes)", {}),
+        ("Mean (w, x, x)", {"w": (5,)}),
+        ("MeanVarianceNormalization (x)", {}),
+        ("MeanVarianceNormalization <axes = [1]> (x)", {}),
+        ("com.microsoft.Gelu (x)", {}),
+        ("com.microsoft.BiasGelu (x, w)", {"w": (5,)}),
+        ("com.microsoft.FastGelu (x)", {}),
+        ("com.microsoft.FastGelu (x, w)", {"w": (5,)}),
+        ("com.microsoft.QuickGelu (x)", {}),
+        ("com.microsoft.QuickGelu <alpha = 1.5> (x)", {}),
+        ("com.microsoft.FusedMatMul <alpha = 0.5> (x, w)", {"w": (5, 5)}),
     ],
 )
 def test_layers_in_double_are_those_of_onnxruntime(
     layer: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    model = network(f"g (float[N, 6, 4, 5] x) => (y) {{ y = {layer} }}", shapes)
+    boxes = np.float32([[0, 0, 0, 4, 3], [1, 1, 0, 2, 2]])
+    _compare(f"g (float[N, 6, 4, 5] x) => (float[A, B, C, D] y) {{ y = {layer} }}", shapes, boxes)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shapes"),
+    [
+        (
+            "y, , , z = com.microsoft.SkipLayerNormalization (x, x, g, t, u)",
+            {"g": (6,), "t": (6,), "u": (6,)},
+        ),
+        (
+            "y, , , z = com.microsoft.SkipLayerNormalization <epsilon = 0.1> (x, x, g)",
+            {"g": (6,)},
+        ),
+        (
+            "y, , , z = com.microsoft.SkipSimplifiedLayerNormalization (x, x, g, u)",
+            {"g": (6,), "u": (6,)},
+        ),
+        (
+            "h, y = GRU <hidden_size = 2, linear_before_reset = 1> (x, w, r) z = Neg (y)",
+            {"w": (1, 6, 6), "r": (1, 6, 2)},
+        ),
+        (
+            """q = QuantizeLinear (x, step, zero) y = DequantizeLinear (q, step, zero)
+            i = Cast <to = 6> (x) z = Cast <to = 1> (i)""",
+            {},
+        ),
+        (
+            "y, , , h = com.microsoft.SkipLayerNormalization (x, x, g) z = Clip (y, , one)",
+            {"g": (6,)},
+        ),
+    ],
+)
+def test_layers_of_sequences_in_double_are_those_of_onnxruntime(
+    layers: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    _compare(f"g (float[3, 2, 6] x) => (float[A, B, C] y, float[E, F, G] z) {{ {layers} }}", shapes)
+
+
+def _compare(
+    text: str, shapes: dict[str, tuple[int, ...]], boxes: np.ndarray | None = None
+) -> None:
+    steps = {"step": np.float32([0.1, 0.2]), "zero": np.uint8([3, 5]), "one": np.float32(1)}
+    model = network(text, shapes, steps if boxes is None else {"boxes": boxes})
     feeds = inputs(model)
     found = run_in_double(model, feeds)
     assert {array.dtype for array in found.values()} == {np.dtype(np.float64)}

@@ -26,7 +26,8 @@ from files import add_counts
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from proof import PLANS, Keep
-from test_structure_random import check, networks
+from random_networks import networks
+from test_structure_random import check
 
 from onnxjl.structure.groups import GRANULARITIES, Granularity
 
