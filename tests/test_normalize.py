@@ -1277,6 +1277,32 @@ def test_operators_of_other_domains_survive():
     assert graph.model.opset_imports == {"": 17, "com.microsoft": 1, "ai.onnx.ml": 1}
 
 
+def test_types_and_shapes_are_known_behind_operators_of_onnxruntime(caplog):
+    """What random networks found: values of no type had shapes, about which onnx_ir complains."""
+    proto = model(
+        [
+            node("SkipLayerNormalization", "x x s", "a mean scale b", domain="com.microsoft"),
+            node("QuickGelu", "b", "c", domain="com.microsoft"),
+            node("Reshape", "c to", "d"),
+            node("FusedMatMul", "d w", "e", domain="com.microsoft"),
+            node("Reshape", "e to", "f"),
+            node("Add", "a f", "y"),
+        ],
+        [("x", F, ["batch", 4])],
+        [("y", F, ["batch", 4])],
+        {"s": floats(4), "to": np.array([-1, 1, 4]), "w": floats(4, 4)},
+        domains={"com.microsoft": 1},
+    )
+    graph = normalize(proto)
+    known = {v.name: (v.type, v.shape) for node in graph.model.graph for v in node.outputs}
+    for name, shape in (("a", ["batch", 4]), ("c", ["batch", 4]), ("d", ["batch", 1, 4])):
+        assert known[name] == (ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)), name
+    assert known["e"] == known["f"] == (None, None)
+    written = ir.to_proto(graph.model).graph.value_info
+    assert all(value.type.tensor_type.elem_type for value in written)
+    assert not caplog.records
+
+
 def test_unknown_operators_survive_and_leave_the_declared_output():
     proto = model(
         [node("Relu", "x", "a"), node("Mystery", "a", "y", domain="nobody.knows")],

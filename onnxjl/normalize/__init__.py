@@ -27,6 +27,7 @@ from onnxjl.normalize.signature import drop_default_inputs
 from onnxjl.normalize.split import write_split_sizes
 from onnxjl.normalize.transposes import cancel_transposes
 from onnxjl.normalize.unshare import unshare_constants
+from onnxjl.normalize.untyped import drop_shapes_without_type
 
 # The largest networks that are known have some ten thousand.
 _MOST_NODES = 1_000_000
@@ -96,6 +97,7 @@ PASSES: tuple[Pass, ...] = (
     to_gemm,
     unshare_constants,
     drop_dead,
+    drop_shapes_without_type,
     name_nodes,
     lower_ir_version,
 )

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxjl.normalize.evaluate import SYMBOLIC, evaluate
 from onnxjl.normalize.polynomial import Polynomial
-from onnxjl.normalize.shape_rules import RULES, Dims
+from onnxjl.normalize.shape_rules import RULES, SHAPED_AS_INPUT, Dims
 from onnxjl.normalize.surgery import Names, add_initializer, is_constant
 from onnxjl.proto import weightless
 
@@ -169,6 +169,8 @@ class _Walk:
     def run(self) -> None:
         nodes = list(self.graph)
         for node in nodes:
+            if (node.domain, node.op_type) in SHAPED_AS_INPUT:
+                self._infer_as_input(node)
             if node.domain != "" or any(
                 a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
                 for a in node.attributes.values()
@@ -240,19 +242,29 @@ class _Walk:
         )
 
     def _infer(self, node: ir.Node) -> None:
-        """Infer the outputs' shapes again where the inputs are better known than they were."""
-        if all(map(self._is_settled, node.outputs)):
+        """Infer the outputs' types and shapes again where the inputs' are better known by now."""
+        typed = all(value.type is not None for value in node.outputs if value.name)
+        if typed and all(map(self._is_settled, node.outputs)):
             return
         rule = RULES.get(node.op_type)
         if rule is not None:
             dims = rule(node, self)
             if dims is not None:
                 self._set_dims(node.outputs[0], dims)
-        if self._is_settled(node.outputs[0]) or not any(
-            value in self.improved for value in node.inputs
-        ):
+        if typed and self._is_settled(node.outputs[0]):
             return
-        self._infer_by_schema(node)
+        if any(value in self.improved for value in node.inputs):
+            self._infer_by_schema(node)
+
+    def _infer_as_input(self, node: ir.Node) -> None:
+        """Give outputs the type and shape of the first input."""
+        source = node.inputs[0] if node.inputs else None
+        dims = self.dims(source)
+        for value in (*node.outputs[:1], *node.outputs[3:4]):
+            if value.type is None and source is not None:
+                value.type = source.type
+            if dims is not None:
+                self._set_dims(value, dims)
 
     def _infer_by_schema(self, node: ir.Node) -> None:
         types, data = {}, {}

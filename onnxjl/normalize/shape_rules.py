@@ -240,6 +240,19 @@ _BROADCASTING = (
     "Sub Sum Where Xor"
 ).split()
 
+SHAPED_AS_INPUT = frozenset(
+    {
+        ("", "GroupNormalization"),
+        ("com.microsoft", "BiasGelu"),
+        ("com.microsoft", "FastGelu"),
+        ("com.microsoft", "Gelu"),
+        ("com.microsoft", "QuickGelu"),
+        ("com.microsoft", "SkipLayerNormalization"),
+        ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+    }
+)
+"""Operators without inference in onnx; outputs 0 and 3 have the first input's type and shape."""
+
 RULES: dict[str, Rule] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import sample_shapes
+from onnxjl.normalize.shape_rules import SHAPED_AS_INPUT
 
 Shape = tuple[int, ...]
 
@@ -22,18 +23,6 @@ Shape = tuple[int, ...]
 MOST_ELEMENTS = 65_536
 # The scales of a resize are floats that shapes follow from.
 _SCALES = 16
-# Operators that have rules, but no shape inference in onnx: outputs 0 and 3 are as the first input.
-_SHAPED_AS_INPUT = frozenset(
-    {
-        ("", "GroupNormalization"),
-        ("com.microsoft", "BiasGelu"),
-        ("com.microsoft", "FastGelu"),
-        ("com.microsoft", "Gelu"),
-        ("com.microsoft", "QuickGelu"),
-        ("com.microsoft", "SkipLayerNormalization"),
-        ("com.microsoft", "SkipSimplifiedLayerNormalization"),
-    }
-)
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 )
@@ -162,7 +151,7 @@ class Shapes:
         names = [v.name for v in node.inputs if v is not None and v.name]
         if any(name not in self.sizes or name not in self._types for name in names):
             return
-        if (node.domain, node.op_type) in _SHAPED_AS_INPUT:
+        if (node.domain, node.op_type) in SHAPED_AS_INPUT:
             for value in (*node.outputs[:1], *node.outputs[3:4]):
                 if value.name:
                     self.sizes[value.name] = self.sizes[names[0]]
