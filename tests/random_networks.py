@@ -7,7 +7,7 @@ what isn't a number would hide what differs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-OPSETS = (18, 21, 24, 26)
+OPSETS = (17, 18, 21, 24, 26)
 """Versions of the default operator set that networks have."""
 
 VERSIONS = {
+    **dict.fromkeys("BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Mish".split(), (18, 21, 24, 26)),
     "CumProd": (26,),
     "Gelu": (21, 24, 26),
-    "GlobalLpPool": (18, 21),
+    "GlobalLpPool": (17, 18, 21),
     "GroupNormalization": (21, 24, 26),
-    "MaxRoiPool": (18, 21),
+    "MaxRoiPool": (17, 18, 21),
     "RMSNormalization": (24, 26),
-    "RoiAlign": (18, 21),
+    "RoiAlign": (17, 18, 21),
     "Swish": (24,),
 }
 """Those that have an operator, and for which onnxruntime has a kernel, where not all do."""
@@ -63,12 +64,20 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
-        self.input = shape
-        self.values: list[tuple[str, tuple[int, ...]]] = [("x", shape)]
+        self.inputs = {"x": shape, "u": shape}
+        self.values: list[tuple[str, tuple[int, ...]]] = list(self.inputs.items())
 
     def weight(self, *shape: int) -> str:
         spread = 1 / np.sqrt(max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 1.0
+        same = [t.name for t in self.weights if t.data_type == 1 and tuple(t.dims) == shape]
+        way = self.choose(["fresh"] * 12 + ["shared", "transposed", "inside"])
+        if same and way == "shared":
+            return self.choose(same)
         array = self.random.normal(0, spread, shape).astype(np.float32)
+        if way == "inside":
+            return self.add("Constant", [], value=numpy_helper.from_array(array))[0]
+        if way == "transposed":
+            return self.add("Transpose", [self.constant(np.ascontiguousarray(array.T))])[0]
         return self.constant(array)
 
     def integers(self, values: list[int]) -> str:
@@ -114,6 +123,12 @@ class Builder:
     def channels_first(self, name: str) -> str:
         return self.add("Transpose", [name], perm=[0, 3, 1, 2])[0]
 
+    def reduce(self, operator: str, name: str, axes: list[int], keepdims: int = 1) -> str:
+        """Return a value reduced over axes, which older operator sets have as attributes."""
+        if self.opset < 18 and operator != "ReduceSum":
+            return self.add(operator, [name], axes=axes, keepdims=keepdims)[0]
+        return self.add(operator, [name, self.integers(axes)], keepdims=keepdims)[0]
+
     def note(self, name: str, *shape: int) -> None:
         self.values.append((name, shape))
 
@@ -126,8 +141,8 @@ class Builder:
         return dict(self.values)[name]
 
     def pick_any(self) -> tuple[str, tuple[int, ...]]:
-        """Return one of the last vectors, if there is any, or images."""
-        return self.pick(self.choose([1, 3])) or self.pick(3)
+        """Return one of the last vectors or sequences, if there is any, or images."""
+        return self.pick(self.choose([1, 2, 3])) or self.pick(3)
 
     def pick_like(self, name: str, shape: tuple[int, ...]) -> str:
         """Return a value to go with another: of its shape, or a number for all or each channel."""
@@ -135,7 +150,9 @@ class Builder:
         chosen = self.choose([*same, "one", "each"])
         if chosen == "one":
             return self.weight(1)
-        return self.weight(shape[0], *[1] * len(shape[1:])) if chosen == "each" else chosen
+        if chosen != "each":
+            return chosen
+        return self.weight(*(shape[-1:] if len(shape) < 3 else (shape[0], 1, 1)))
 
     def integer(self, low: int, high: int) -> int:
         return self.choose(range(low, high + 1))
@@ -151,15 +168,17 @@ class Builder:
         twice : whether the last output is another one, too.
         """
         used = {name for node in self.nodes for name in node.input}
+        used.update(name for node in self.nodes for name in _captured(node))
         outputs = []
         for name, shape in list(self.values):
-            if name in used or name == "x":
+            if name in used or name in self.inputs:
                 continue
-            if len(shape) == 1:
-                (last,) = self.add("MatMul", [name, self.weight(*shape, 2)])
+            if len(shape) < 3:
+                (last,) = self.add("MatMul", [name, self.weight(shape[-1], 2)])
+                outputs.append(helper.make_tensor_value_info(last, 1, ["N", *shape[:-1], 2]))
             else:
                 (last,) = self.add("Conv", [name, self.weight(2, shape[0], 1, 1)])
-            outputs.append(helper.make_tensor_value_info(last, 1, ["N", 2, *shape[1:]]))
+                outputs.append(helper.make_tensor_value_info(last, 1, ["N", 2, *shape[1:]]))
         if twice:
             # This is the one identity that normalization leaves.
             copy = onnx.ValueInfoProto(name=self.add("Identity", [outputs[-1].name])[0])
@@ -168,7 +187,11 @@ class Builder:
         graph = helper.make_graph(
             self.nodes,
             "random",
-            [helper.make_tensor_value_info("x", 1, ["N", *self.input])],
+            [
+                helper.make_tensor_value_info(name, 1, ["N", *shape])
+                for name, shape in self.inputs.items()
+                if name in used
+            ],
             outputs,
             self.weights,
         )
@@ -178,6 +201,13 @@ class Builder:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what the graphs inside a node read."""
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from inner.input
 
 
 def divisors(number: int) -> list[int]:
@@ -195,8 +225,14 @@ def convolution(b: Builder) -> None:
     given = [name, b.weight(out, channels // groups, kernel, kernel)]
     if b.chance():
         given.append(b.weight(out))
-    (made,) = b.add("Conv", given, group=groups, pads=[kernel // 2] * 4)
-    b.note(made, out, height, width)
+    strides = b.choose([1, 1, 2]) if min(height, width) > 3 else 1
+    attributes = {"pads": [kernel // 2] * 4}
+    if b.chance():
+        attributes = {"auto_pad": "SAME_UPPER"}
+    if b.chance():
+        attributes["kernel_shape"] = [kernel, kernel]
+    (made,) = b.add("Conv", given, group=groups, strides=[strides] * 2, **attributes)
+    b.note(made, out, -(-height // strides), -(-width // strides))
 
 
 def transposed_convolution(b: Builder) -> None:
@@ -313,13 +349,14 @@ def whole_numbers(b: Builder) -> None:
 def quantization(b: Builder) -> None:
     """Quantize and dequantize, by one scale or one for each channel."""
     name, shape = b.pick_any()
-    size = b.choose([(), shape[:1]])
+    axis = -1 if len(shape) == 2 else 1
+    size = b.choose([(), (1,), (shape[axis - (axis > 0)],)])
     parameters = [b.constant(b.random.uniform(0.05, 0.2, size).astype(np.float32))]
     kind = b.choose([np.int8, np.uint8, None])
     if kind is not None:
         parameters.append(b.constant(b.random.integers(0, 9, size).astype(kind)))
-    (whole,) = b.add("QuantizeLinear", [name, *parameters], axis=1)
-    (made,) = b.add("DequantizeLinear", [whole, *parameters], axis=1)
+    (whole,) = b.add("QuantizeLinear", [name, *parameters], axis=axis)
+    (made,) = b.add("DequantizeLinear", [whole, *parameters], axis=axis)
     b.note(made, *shape)
 
 
@@ -345,47 +382,87 @@ def pool(b: Builder) -> None:
 
 
 def join(b: Builder) -> None:
-    """Concatenate, add or multiply two values whose shapes allow it."""
-    rank = b.choose([1, 3])
+    """Concatenate, add or multiply two values whose shapes allow it, or three."""
+    rank = b.choose([1, 2, 3])
     first = b.pick(rank)
     if first is None:
         return
     name, shape = first
-    others = [v for v in b.values if len(v[1]) == rank and v[1][1:] == shape[1:]][-4:]
+    along = 1 if rank == 2 else 0
+    others = [v for v in b.values if _other_sizes(v[1], along) == _other_sizes(shape, along)][-4:]
     other, other_shape = b.choose(others)
     if other_shape == shape and b.chance():
         (made,) = b.add(b.one_of("Add Max Mul"), [name, other])
         b.note(made, *shape)
-    elif shape[0] + other_shape[0] <= 24:
-        (made,) = b.add("Concat", [name, other], axis=1)
-        b.note(made, shape[0] + other_shape[0], *shape[1:])
+        return
+    given = b.choose([[name, other], [other, name, other], [other, name]])
+    size = sum(b.shape(one)[along] for one in given)
+    if size > 24:
+        return
+    if rank == 3 and b.chance():
+        # A constant beside the rest.
+        (one,) = b.add("Shape", [name], start=0, end=1)
+        (shape_of_one,) = b.add("Concat", [one, b.integers([1, *shape[1:]])], axis=0)
+        given.append(b.add("Expand", [b.weight(1, 1, 1, 1), shape_of_one])[0])
+        size += 1
+    (made,) = b.add("Concat", given, axis=b.choose([along + 1, along - rank]))
+    b.note(made, *shape[:along], size, *shape[along + 1 :])
+
+
+def _other_sizes(shape: tuple[int, ...], along: int) -> tuple[int, ...]:
+    return (len(shape), *shape[:along], *shape[along + 1 :])
 
 
 def split(b: Builder) -> None:
-    rank = b.choose([1, 3])
+    """Cut into two pieces or three, of any sizes or of the same."""
+    rank = b.choose([1, 2, 3])
     found = b.pick(rank)
-    if found is None or found[1][0] < 2:
+    along = 1 if rank == 2 else 0
+    if found is None or found[1][along] < 3:
         return
-    name, (channels, *rest) = found
-    cut = b.integer(1, channels - 1)
-    sizes = [cut, channels - cut]
-    for made, size in zip(b.add("Split", [name, b.integers(sizes)], 2, axis=1), sizes, strict=True):
-        b.note(made, size, *rest)
+    name, shape = found
+    size = shape[along]
+    first = b.integer(1, size - 2)
+    sizes = b.choose([[first, size - first], [first, 1, size - first - 1]])
+    count = b.choose([d for d in divisors(size) if d > 1])
+    if count < 5 and b.chance():
+        sizes = [size // count] * count
+        more = {} if b.opset < 18 else {"num_outputs": count}
+        pieces = b.add("Split", [name], count, axis=along + 1, **more)
+    else:
+        pieces = b.add("Split", [name, b.integers(sizes)], len(sizes), axis=along - rank)
+    for made, piece in zip(pieces, sizes, strict=True):
+        b.note(made, *shape[:along], piece, *shape[along + 1 :])
 
 
 def slices(b: Builder) -> None:
+    """Take channels between two, or every second of them, and perhaps a part of space."""
     name, (channels, *rest) = b.pick(3)
     start = b.integer(0, channels - 1)
     end = b.integer(start + 1, channels)
-    bounds = [b.integers([value]) for value in (start, end - channels or 2**31, 1)]
-    if b.chance():
-        bounds[1] = b.integers([end])
-    (made,) = b.add("Slice", [name, *bounds])
-    b.note(made, end - start, *rest)
+    step = b.choose([1, 1, 1, 2])
+    starts = [b.choose([start, start - channels])]
+    ends = [b.choose([end, end - channels or 2**31])]
+    axes, steps = [b.choose([1, -3])], [step]
+    if rest[1] > 1 and b.chance():
+        starts, ends, axes, steps = [*starts, 0], [*ends, rest[1] - 1], [*axes, 3], [*steps, 1]
+        rest = [rest[0], rest[1] - 1]
+    given = [b.integers(starts), b.integers(ends), b.integers(axes)]
+    if step > 1 or b.chance():
+        given.append(b.integers(steps))
+    (made,) = b.add("Slice", [name, *given])
+    b.note(made, -(-(end - start) // step), *rest)
 
 
 def gather(b: Builder) -> None:
+    """Take channels in any order, or one alone."""
     name, (channels, *rest) = b.pick(3)
+    if b.chance():
+        one = b.constant(np.array(b.integer(-channels, channels - 1)))
+        (made,) = b.add("Gather", [name, one], axis=b.choose([1, -3]))
+        (made,) = b.add("Unsqueeze", [made, b.integers([1])])
+        b.note(made, 1, *rest)
+        return
     order = [b.integer(-channels, channels - 1) for _ in range(b.integer(1, 10))]
     (made,) = b.add("Gather", [name, b.integers(order)], axis=1)
     b.note(made, len(order), *rest)
@@ -410,7 +487,8 @@ def to_vector(b: Builder) -> None:
         name = global_pool(b, name)
         height = width = 1
     if b.chance():
-        (made,) = b.add("Flatten", [name])
+        name = b.choose([name, b.channels_last(name)])
+        (made,) = b.add("Flatten", [name], axis=b.choose([1, -3]))
     else:
         size = channels * height * width
         target = b.choose([[0, -1], [-1, size], [0, size]])
@@ -429,7 +507,14 @@ def linear(b: Builder) -> None:
     name, (size,) = b.pick(1)
     out = b.integer(1, 8)
     if b.chance():
-        (made,) = b.add("Gemm", [name, b.weight(out, size), b.weight(out)], transB=1)
+        flip_a, flip_b = b.integer(0, 1), b.integer(0, 1)
+        if flip_a:
+            (name,) = b.add("Transpose", [name], perm=[1, 0])
+        given = [name, b.weight(out, size) if flip_b else b.weight(size, out)]
+        bias = b.choose([(out,), (1, out), (1,), None])
+        if bias:
+            given.append(b.weight(*bias))
+        (made,) = b.add("Gemm", given, transA=flip_a, transB=flip_b, alpha=0.5, beta=2.0)
     else:
         (made,) = b.add("MatMul", [name, b.weight(size, out)])
     b.note(made, out)
@@ -459,6 +544,11 @@ def last_axis(b: Builder) -> None:
 def layer_norm(b: Builder) -> None:
     name, (channels, *space) = b.pick(3)
     operator = b.one_of("LayerNormalization RMSNormalization")
+    if b.chance():
+        # Over all axes, whose statistics channels have a part in.
+        (made,) = b.add(operator, [name, b.weight(channels, *space)], axis=b.choose([1, -3]))
+        b.note(made, channels, *space)
+        return
     parameters = [b.weight(channels)]
     if operator == "LayerNormalization" and b.chance():
         parameters.append(b.weight(channels))
@@ -487,15 +577,83 @@ def skip_norm(b: Builder) -> None:
         b.note(back, channels, height, width)
 
 
-def attention(b: Builder) -> None:
-    """Attention over positions, with one or three projections, and 2 heads of 2 or 3 features."""
+def sequence(b: Builder) -> None:
+    """Make positions a sequence of vectors."""
     name, (channels, height, width) = b.pick(3)
     if height * width > 16:
         return
-    time, features = height * width, b.integer(2, 3)
+    (flat,) = b.add("Reshape", [name, b.integers([0, b.choose([0, channels]), -1])])
+    (made,) = b.add("Transpose", [flat], perm=[0, 2, 1])
+    b.note(made, height * width, channels)
+
+
+def latest_sequence(b: Builder) -> tuple[str, tuple[int, ...]] | None:
+    """Return a sequence, made of an image if there is none; None if images are too large."""
+    if b.pick(2) is None:
+        sequence(b)
+    return b.pick(2)
+
+
+def image_again(b: Builder) -> None:
+    """Make a sequence an image of one row."""
+    found = latest_sequence(b)
+    if found is None:
+        return
+    name, (time, channels) = found
+    (turned,) = b.add("Transpose", [name], perm=[0, 2, 1])
+    target = b.choose([[0, channels, 1, time], [0, -1, 1, time], [-1, channels, 1, time]])
+    (made,) = b.add("Reshape", [turned, b.integers(target)])
+    b.note(made, channels, 1, time)
+
+
+def sequence_layer(b: Builder) -> None:
+    """A layer of features, with what it started from added again if that is as wide."""
+    found = latest_sequence(b)
+    if found is None:
+        return
+    name, (time, channels) = found
+    inner = name
+    if b.chance():
+        inner = normalized_sequence(b, name, channels)
+    out = b.choose([channels, b.integer(1, 8)])
+    (made,) = b.add("MatMul", [inner, b.weight(channels, out)])
+    operator = b.one_of("Add com.microsoft.BiasGelu com.microsoft.FastGelu")
+    (made,) = b.add(operator, [made, b.weight(out)])
+    if b.chance():
+        (made,) = b.add("MatMul", [made, b.weight(out, channels)])
+        out = channels
+    if out == channels and b.chance():
+        (made,) = b.add("Add", b.choose([[name, made], [made, name]]))
+    b.note(made, time, out)
+
+
+def normalized_sequence(b: Builder, name: str, channels: int) -> str:
+    operator = b.one_of("LayerNormalization RMSNormalization Softmax Positions Mean")
+    if operator == "Softmax":
+        return b.add(operator, [name], axis=b.choose([1, 2, -1]))[0]
+    if operator == "Mean":
+        # As exporters write it.
+        (gap,) = b.add("Sub", [name, b.reduce("ReduceMean", name, [-1])])
+        (square,) = b.add("Pow", [gap, b.constant(np.float32(2))])
+        mean = b.reduce("ReduceMean", square, [-1])
+        (more,) = b.add("Add", [mean, b.constant(np.float32(1e-3))])
+        (root,) = b.add("Sqrt", [more])
+        (made,) = b.add("Div", [gap, root])
+        (made,) = b.add("Mul", [made, b.weight(channels)])
+        return b.add("Add", [made, b.weight(channels)])[0]
+    if operator == "Positions":
+        return b.add("Add", [name, b.weight(1, b.shape(name)[0], channels)])[0]
+    return b.add(operator, [name, b.weight(channels)], axis=-1)[0]
+
+
+def attention(b: Builder) -> None:
+    """Attention over positions, with one or three projections, and 2 heads of 2 or 3 features."""
+    found = latest_sequence(b)
+    if found is None or found[1][0] > 16:
+        return
+    tokens, (time, channels) = found
+    features = b.integer(2, 3)
     size = 2 * features
-    (flat,) = b.add("Reshape", [name, b.integers([0, 0, -1])])
-    (tokens,) = b.add("Transpose", [flat], perm=[0, 2, 1])
     if b.chance():
         (all_three,) = b.add("MatMul", [tokens, b.weight(channels, 3 * size)])
         projected = b.add("Split", [all_three, b.integers([size] * 3)], 3, axis=2)
@@ -503,27 +661,29 @@ def attention(b: Builder) -> None:
         projected = [b.add("MatMul", [tokens, b.weight(channels, size)])[0] for _ in range(3)]
     heads = []
     for value, order in zip(projected, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
-        (split_heads,) = b.add("Reshape", [value, b.integers([0, time, 2, features])])
+        target = b.choose([[0, time, 2, features], [0, 0, 2, -1], [-1, time, 2, features]])
+        (split_heads,) = b.add("Reshape", [value, b.integers(target)])
         heads.append(b.add("Transpose", [split_heads], perm=order)[0])
     (scores,) = b.add("MatMul", heads[:2])
+    mask = b.choose(["none", "scale", "numbers", "heads"])
+    if mask == "scale":
+        (scores,) = b.add("Div", [scores, b.constant(np.float32(1.5))])
+    elif mask != "none":
+        (scores,) = b.add("Add", [scores, b.weight(1, 2 if mask == "heads" else 1, time, time)])
     (even,) = b.add("Softmax", [scores], axis=-1)
     (mixed,) = b.add("MatMul", [even, heads[2]])
     (back,) = b.add("Transpose", [mixed], perm=[0, 2, 1, 3])
-    (joined,) = b.add("Reshape", [back, b.integers([0, time, size])])
-    (turned,) = b.add("Transpose", [joined], perm=[0, 2, 1])
-    (made,) = b.add("Reshape", [turned, b.integers([0, size, height, width])])
-    b.note(made, size, height, width)
+    (joined,) = b.add("Reshape", [back, b.integers([0, time, b.choose([size, -1])])])
+    b.note(joined, time, size)
 
 
 def attention_operator(b: Builder) -> None:
     """The same as one operator: with four axes or, which has no rule, three."""
-    name, (channels, height, width) = b.pick(3)
-    if b.opset < 24 or height * width > 16:
+    found = latest_sequence(b)
+    if b.opset < 24 or found is None or found[1][0] > 16:
         return
-    time = height * width
+    tokens, (time, channels) = found
     features, values = b.integer(2, 3), b.integer(2, 3)
-    (flat,) = b.add("Reshape", [name, b.integers([0, 0, -1])])
-    (tokens,) = b.add("Transpose", [flat], perm=[0, 2, 1])
     four = b.choose([True, True, False])
     given = []
     for each in (features, features, values):
@@ -544,9 +704,7 @@ def attention_operator(b: Builder) -> None:
     if four:
         (made,) = b.add("Transpose", [made], perm=[0, 2, 1, 3])
         (made,) = b.add("Reshape", [made, b.integers([0, time, 2 * values])])
-    (turned,) = b.add("Transpose", [made], perm=[0, 2, 1])
-    (made,) = b.add("Reshape", [turned, b.integers([0, 2 * values, height, width])])
-    b.note(made, 2 * values, height, width)
+    b.note(made, time, 2 * values)
 
 
 def depth_and_space(b: Builder) -> None:
@@ -568,6 +726,12 @@ def pad(b: Builder) -> None:
         return
     more = b.integer(0, 2)
     mode = "constant" if more else b.choose(["constant", "edge"])
+    if b.opset > 17 and b.chance():
+        value = b.choose(["", b.constant(np.float32(0.5))])
+        given = [b.integers([more, 0, 0, 1]), value, b.integers([b.choose([1, -3]), 3])]
+        (made,) = b.add("Pad", [name, *given], mode=mode)
+        b.note(made, channels + more, height, width + 1)
+        return
     (made,) = b.add("Pad", [name, b.integers([0, more, 1, 0, 0, 0, 0, 1])], mode=mode)
     b.note(made, channels + more, height + 1, width + 1)
 
@@ -617,13 +781,75 @@ def reduced(b: Builder, name: str, axes: list[int]) -> str:
         name = b.positive(name)
     elif operator == "ReduceProd":
         name = b.bounded(name)
-    return b.add(operator, [name, b.integers(axes)], keepdims=1)[0]
+    return b.reduce(operator, name, axes)
+
+
+def reduction(b: Builder) -> None:
+    """Reduce positions away: a vector of an image, or of a sequence."""
+    found = b.pick(b.choose([2, 3])) or b.pick(3)
+    name, shape = found
+    axes = [-3, -2][:1] if len(shape) == 2 else [2, -1]
+    axes = [1] if len(shape) == 2 else b.choose([[2, 3], [-1, -2]])
+    b.note(
+        b.reduce(b.one_of("ReduceMax ReduceMean ReduceMin ReduceSum"), name, axes, 0),
+        shape[1] if len(shape) == 2 else shape[0],
+    )
+
+
+def by_groups(b: Builder) -> None:
+    """Do something to channels in groups of their own axis."""
+    name, (channels, height, width) = b.pick(3)
+    groups = b.choose(divisors(channels))
+    each = channels // groups
+    target = b.choose([[0, groups, each, -1], [-1, groups, each, height * width]])
+    (made,) = b.add("Reshape", [name, b.integers(target)])
+    kind = b.choose(["scale", "softmax", "sum", "product", "join", "cut", "turn"])
+    if kind == "scale":
+        (made,) = b.add("Mul", [made, b.weight(b.choose([1, groups]), b.choose([1, each]), 1)])
+    elif kind == "softmax":
+        (made,) = b.add("Softmax", [made], axis=b.choose([1, 2, 3]))
+    elif kind == "sum":
+        made, groups = b.reduce("ReduceSum", made, [1]), 1
+    elif kind == "product":
+        out = b.integer(1, 3)
+        (made,) = b.add("MatMul", [b.weight(groups, out, each), made])
+        each = out
+    elif kind == "join":
+        (made,) = b.add("Concat", [made, made], axis=1)
+        groups *= 2
+    elif kind == "cut":
+        groups = b.integer(1, groups)
+        bounds = [b.integers([value]) for value in (0, groups, 1)]
+        (made,) = b.add("Slice", [made, *bounds])
+    else:
+        (made,) = b.add("Transpose", [made], perm=[0, 2, 1, 3])
+        groups, each = each, groups
+    if groups * each > 24:
+        return
+    target = [0, b.choose([-1, groups * each]), height, width]
+    (made,) = b.add("Reshape", [made, b.integers(target)])
+    b.note(made, groups * each, height, width)
+
+
+def branches(b: Builder) -> None:
+    """Two ways, of which a number that isn't known chooses one."""
+    name, shape = b.pick_any()
+    (number,) = b.add("ReduceSum", [name], keepdims=0)
+    (flag,) = b.add("Greater", [number, b.constant(np.float32(0))])
+    graphs = []
+    for i, operator in enumerate(("Relu", "Neg")):
+        inside = f"{flag} {i}"
+        result = helper.make_tensor_value_info(inside, 1, ["N", *shape])
+        node = helper.make_node(operator, [name], [inside])
+        graphs.append(helper.make_graph([node], operator, [], [result]))
+    (made,) = b.add("If", [flag], then_branch=graphs[0], else_branch=graphs[1])
+    b.note(made, *shape)
 
 
 def squeeze(b: Builder) -> None:
     """Means over one axis without that axis, and the axis back."""
     name, (channels, height, width) = b.pick(3)
-    (mean,) = b.add("ReduceMean", [name, b.integers([3])], keepdims=1)
+    mean = b.reduce("ReduceMean", name, [3])
     (less,) = b.add("Squeeze", [mean, b.integers([3])])
     (made,) = b.add("Unsqueeze", [less, b.integers([-1])])
     (made,) = b.add("Sub", [name, made])
@@ -705,7 +931,7 @@ def regions(b: Builder) -> None:
     else:
         boxes = b.constant(np.array([[0, *corners], [1, 0, 0, 1, 1]], np.float32))
         (made,) = b.add("MaxRoiPool", [name, boxes], pooled_shape=[2, 2])
-    (made,) = b.add("ReduceMean", [made, b.integers([0, 2, 3])], keepdims=1)
+    made = b.reduce("ReduceMean", made, [0, 2, 3])
     (made,) = b.add("Mul", [name, made])
     b.note(made, channels, height, width)
 
@@ -831,6 +1057,10 @@ IMAGE_LAYERS = (
     last_axis,
     layer_norm,
     skip_norm,
+    sequence,
+    sequence_layer,
+    sequence_layer,
+    image_again,
     attention,
     attention_operator,
     depth_and_space,
@@ -839,6 +1069,10 @@ IMAGE_LAYERS = (
     tile,
     expand,
     squeeze,
+    reduction,
+    by_groups,
+    by_groups,
+    branches,
     einsum,
     instance_norm,
     group_norm,
