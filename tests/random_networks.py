@@ -63,6 +63,7 @@ class Builder:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.fixed: dict[str, np.ndarray] = {}
         self.random = np.random.default_rng(0)
         self.inputs = {"x": shape, "u": shape}
         self.values: list[tuple[str, tuple[int, ...]]] = list(self.inputs.items())
@@ -75,10 +76,13 @@ class Builder:
             return self.choose(same)
         array = self.random.normal(0, spread, shape).astype(np.float32)
         if way == "inside":
-            return self.add("Constant", [], value=numpy_helper.from_array(array))[0]
-        if way == "transposed":
-            return self.add("Transpose", [self.constant(np.ascontiguousarray(array.T))])[0]
-        return self.constant(array)
+            (name,) = self.add("Constant", [], value=numpy_helper.from_array(array))
+        elif way == "transposed":
+            (name,) = self.add("Transpose", [self.constant(np.ascontiguousarray(array.T))])
+        else:
+            return self.constant(array)
+        self.fixed[name] = array
+        return name
 
     def integers(self, values: list[int]) -> str:
         return self.constant(np.array(values, np.int64))
@@ -86,6 +90,7 @@ class Builder:
     def constant(self, array: np.ndarray) -> str:
         name = f"c{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(array, name))
+        self.fixed[name] = array
         return name
 
     def add(
@@ -108,12 +113,20 @@ class Builder:
         return self.opset in VERSIONS.get(operator, OPSETS)
 
     def positive(self, name: str) -> str:
-        """Return a value made of another, of numbers from 1.5."""
+        """Return a value made of another, of numbers from 1.5.
+
+        One of a weight is another weight: of what normalization computes once, in float32, float64
+        couldn't tell more.
+        """
+        if name in self.fixed:
+            return self.constant(1.5 + np.abs(self.fixed[name]))
         (made,) = self.add("Softplus", [name])
         return self.add("Add", [made, self.constant(np.float32(1.5))])[0]
 
     def bounded(self, name: str) -> str:
         """Return a value made of another, of numbers between -0.9 and 0.9."""
+        if name in self.fixed:
+            return self.constant(np.clip(self.fixed[name], -0.9, 0.9))
         (made,) = self.add("Tanh", [name])
         return self.add("Mul", [made, self.constant(np.float32(0.9))])[0]
 
@@ -1088,13 +1101,13 @@ IMAGE_LAYERS = (
 
 @st.composite
 def networks(draw: st.DrawFn) -> onnx.ModelProto:
-    """Return a random network of four to twelve layers over small images."""
+    """Return a random network of four to sixteen layers over small images."""
 
     def choose(options: Sequence[Any]) -> Any:
         return draw(st.sampled_from(options))
 
     builder = Builder(choose, (3, 4, 4), choose(OPSETS))
     convolution(builder)
-    for layer in draw(st.lists(st.sampled_from(IMAGE_LAYERS), min_size=3, max_size=11)):
+    for layer in draw(st.lists(st.sampled_from(IMAGE_LAYERS), min_size=3, max_size=15)):
         layer(builder)
     return builder.model(twice=builder.chance())

@@ -76,7 +76,7 @@ def test_random_network_is_normalized_and_pruned_exactly(
 def test_random_networks_have_every_operator_with_a_label_rule() -> None:
     random = np.random.default_rng(0)
     missing = set(RULES)
-    for layer, opset in itertools.product(IMAGE_LAYERS, OPSETS * 50):
+    for layer, opset in itertools.product(IMAGE_LAYERS, OPSETS * 40):
         builder = Builder(lambda options: options[random.integers(len(options))], (3, 4, 4), opset)
         convolution(builder)
         layer(builder)
