@@ -87,6 +87,26 @@ class Builder:
     def integers(self, values: list[int]) -> str:
         return self.constant(np.array(values, np.int64))
 
+    def target(self, name: str, sizes: list[int]) -> str:
+        """Return a shape to make of a value: written out, or with sizes that are read from it.
+
+        Parameters
+        ----------
+        name : what is reshaped.
+        sizes : of which 0 means the size of the same axis, and -1 what remains.
+        """
+        if 0 not in sizes or self.chance():
+            return self.integers(sizes)
+        (shape,) = self.add("Shape", [name])
+        pieces = []
+        for i, size in enumerate(sizes):
+            if size == 0:
+                (one,) = self.add("Gather", [shape, self.constant(np.array(i))])
+                pieces += self.add("Unsqueeze", [one, self.integers([0])])
+            else:
+                pieces.append(self.integers([size]))
+        return self.add("Concat", pieces, axis=0)[0]
+
     def constant(self, array: np.ndarray) -> str:
         name = f"c{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(array, name))
@@ -444,7 +464,8 @@ def split(b: Builder) -> None:
         pieces = b.add("Split", [name], count, axis=along + 1, **more)
     else:
         pieces = b.add("Split", [name, b.integers(sizes)], len(sizes), axis=along - rank)
-    for made, piece in zip(pieces, sizes, strict=True):
+    unread = b.choose([0, 0, 1])  # so many pieces nobody reads
+    for made, piece in list(zip(pieces, sizes, strict=True))[unread:]:
         b.note(made, *shape[:along], piece, *shape[along + 1 :])
 
 
@@ -505,7 +526,7 @@ def to_vector(b: Builder) -> None:
     else:
         size = channels * height * width
         target = b.choose([[0, -1], [-1, size], [0, size]])
-        (made,) = b.add("Reshape", [name, b.integers(target)])
+        (made,) = b.add("Reshape", [name, b.target(name, target)])
     b.note(made, channels * height * width)
 
 
@@ -595,7 +616,7 @@ def sequence(b: Builder) -> None:
     name, (channels, height, width) = b.pick(3)
     if height * width > 16:
         return
-    (flat,) = b.add("Reshape", [name, b.integers([0, b.choose([0, channels]), -1])])
+    (flat,) = b.add("Reshape", [name, b.target(name, [0, b.choose([0, channels]), -1])])
     (made,) = b.add("Transpose", [flat], perm=[0, 2, 1])
     b.note(made, height * width, channels)
 
@@ -615,7 +636,7 @@ def image_again(b: Builder) -> None:
     name, (time, channels) = found
     (turned,) = b.add("Transpose", [name], perm=[0, 2, 1])
     target = b.choose([[0, channels, 1, time], [0, -1, 1, time], [-1, channels, 1, time]])
-    (made,) = b.add("Reshape", [turned, b.integers(target)])
+    (made,) = b.add("Reshape", [turned, b.target(turned, target)])
     b.note(made, channels, 1, time)
 
 
@@ -675,7 +696,7 @@ def attention(b: Builder) -> None:
     heads = []
     for value, order in zip(projected, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
         target = b.choose([[0, time, 2, features], [0, 0, 2, -1], [-1, time, 2, features]])
-        (split_heads,) = b.add("Reshape", [value, b.integers(target)])
+        (split_heads,) = b.add("Reshape", [value, b.target(value, target)])
         heads.append(b.add("Transpose", [split_heads], perm=order)[0])
     (scores,) = b.add("MatMul", heads[:2])
     mask = b.choose(["none", "scale", "numbers", "heads"])
@@ -686,7 +707,8 @@ def attention(b: Builder) -> None:
     (even,) = b.add("Softmax", [scores], axis=-1)
     (mixed,) = b.add("MatMul", [even, heads[2]])
     (back,) = b.add("Transpose", [mixed], perm=[0, 2, 1, 3])
-    (joined,) = b.add("Reshape", [back, b.integers([0, time, b.choose([size, -1])])])
+    target = b.choose([[0, time, size], [0, time, -1], [0, 0, -1]])
+    (joined,) = b.add("Reshape", [back, b.target(back, target)])
     b.note(joined, time, size)
 
 
@@ -815,7 +837,7 @@ def by_groups(b: Builder) -> None:
     groups = b.choose(divisors(channels))
     each = channels // groups
     target = b.choose([[0, groups, each, -1], [-1, groups, each, height * width]])
-    (made,) = b.add("Reshape", [name, b.integers(target)])
+    (made,) = b.add("Reshape", [name, b.target(name, target)])
     kind = b.choose(["scale", "softmax", "sum", "product", "join", "cut", "turn"])
     if kind == "scale":
         (made,) = b.add("Mul", [made, b.weight(b.choose([1, groups]), b.choose([1, each]), 1)])
@@ -840,23 +862,65 @@ def by_groups(b: Builder) -> None:
     if groups * each > 24:
         return
     target = [0, b.choose([-1, groups * each]), height, width]
-    (made,) = b.add("Reshape", [made, b.integers(target)])
+    (made,) = b.add("Reshape", [made, b.target(made, target)])
     b.note(made, groups * each, height, width)
 
 
 def branches(b: Builder) -> None:
-    """Two ways, of which a number that isn't known chooses one."""
+    """Two ways, of which a number that isn't known chooses one; both read what is outside."""
     name, shape = b.pick_any()
     (number,) = b.add("ReduceSum", [name], keepdims=0)
     (flag,) = b.add("Greater", [number, b.constant(np.float32(0))])
     graphs = []
-    for i, operator in enumerate(("Relu", "Neg")):
+    for i, operator in enumerate(("Add", "Mul")):
         inside = f"{flag} {i}"
         result = helper.make_tensor_value_info(inside, 1, ["N", *shape])
-        node = helper.make_node(operator, [name], [inside])
+        node = helper.make_node(operator, [name, b.pick_like(name, shape)], [inside])
         graphs.append(helper.make_graph([node], operator, [], [result]))
     (made,) = b.add("If", [flag], then_branch=graphs[0], else_branch=graphs[1])
     b.note(made, *shape)
+
+
+def turned(b: Builder) -> None:
+    """Channels become rows, or rows channels, or both one axis."""
+    name, (channels, height, width) = b.pick(3)
+    kind = b.choose(["turn", "merge", "spread"])
+    if kind == "turn":
+        (made,) = b.add("Transpose", [name], perm=[0, 2, 1, 3])
+        b.note(made, height, channels, width)
+    elif kind == "merge" and channels * height <= 24:
+        target = b.choose([[0, channels * height, 1, width], [0, -1, 1, width]])
+        (made,) = b.add("Reshape", [name, b.target(name, target)])
+        b.note(made, channels * height, 1, width)
+    elif kind == "spread" and channels % 2 == 0 and height <= 4:
+        target = b.choose([[0, channels // 2, 2 * height, width], [0, -1, 2 * height, width]])
+        (made,) = b.add("Reshape", [name, b.target(name, target)])
+        b.note(made, channels // 2, 2 * height, width)
+
+
+def products(b: Builder) -> None:
+    """Multiply what a vector or a sequence holds by itself: each feature meets each."""
+    found = b.pick(b.choose([1, 2])) or latest_sequence(b)
+    if found is None or found[1][-1] > 5:
+        return
+    name, shape = found
+    size = shape[-1]
+    if len(shape) == 1:
+        (column,) = b.add("Unsqueeze", [name, b.integers([2])])
+        (row,) = b.add("Unsqueeze", [name, b.integers([1])])
+        (made,) = b.add(b.one_of("Add MatMul Mul"), [column, row])
+    else:
+        (other,) = b.add("Transpose", [name], perm=[0, 2, 1])
+        if b.chance():
+            (made,) = b.add("MatMul", [name, other])
+            b.note(made, shape[0], shape[0])
+            return
+        (made,) = b.add("MatMul", [other, name])
+    if b.chance():
+        b.note(made, size, size)
+        return
+    (made,) = b.add("Flatten", [made])
+    b.note(made, size * size)
 
 
 def squeeze(b: Builder) -> None:
@@ -1086,6 +1150,8 @@ IMAGE_LAYERS = (
     by_groups,
     by_groups,
     branches,
+    turned,
+    products,
     einsum,
     instance_norm,
     group_norm,
