@@ -297,9 +297,9 @@ def function(b: Builder) -> None:
     """A function that takes some numbers only, grows fast, or has steps."""
     name, shape = b.pick_any()
     operator = b.one_of(f"{STEPS} {OF_BOUNDED} {OF_POSITIVE}")
-    if operator in OF_BOUNDED:
+    if operator in OF_BOUNDED.split():
         name = b.bounded(name)
-    elif operator in OF_POSITIVE:
+    elif operator in OF_POSITIVE.split():
         name = b.positive(name)
     (made,) = b.add(operator, [name])
     b.note(made, *shape)
@@ -325,9 +325,8 @@ def several(b: Builder) -> None:
     """An operator of any number of inputs, of three."""
     name, shape = b.pick_any()
     given = [name, b.pick_like(name, shape), b.pick_like(name, shape)]
-    (made,) = b.add(
-        b.one_of("Max Mean Min Sum"), list(b.choose(list(itertools.permutations(given))))
-    )
+    given = list(b.choose(list(itertools.permutations(given))))
+    (made,) = b.add(b.one_of("Max Mean Min Sum"), given)
     b.note(made, *shape)
 
 
@@ -382,8 +381,8 @@ def whole_numbers(b: Builder) -> None:
 def quantization(b: Builder) -> None:
     """Quantize and dequantize, by one scale or one for each channel."""
     name, shape = b.pick_any()
-    axis = -1 if len(shape) == 2 else 1
-    size = b.choose([(), (1,), (shape[axis - (axis > 0)],)])
+    axis, channels = (-1, shape[-1]) if len(shape) == 2 else (1, shape[0])
+    size = b.choose([(), (1,), (channels,)])
     parameters = [b.constant(b.random.uniform(0.05, 0.2, size).astype(np.float32))]
     kind = b.choose([np.int8, np.uint8, None])
     if kind is not None:
@@ -432,8 +431,7 @@ def join(b: Builder) -> None:
     size = sum(b.shape(one)[along] for one in given)
     if size > 24:
         return
-    if rank == 3 and b.chance():
-        # A constant beside the rest.
+    if rank == 3 and b.chance():  # a constant beside the rest
         (one,) = b.add("Shape", [name], start=0, end=1)
         (shape_of_one,) = b.add("Concat", [one, b.integers([1, *shape[1:]])], axis=0)
         given.append(b.add("Expand", [b.weight(1, 1, 1, 1), shape_of_one])[0])
@@ -821,14 +819,11 @@ def reduced(b: Builder, name: str, axes: list[int]) -> str:
 
 def reduction(b: Builder) -> None:
     """Reduce positions away: a vector of an image, or of a sequence."""
-    found = b.pick(b.choose([2, 3])) or b.pick(3)
-    name, shape = found
-    axes = [-3, -2][:1] if len(shape) == 2 else [2, -1]
-    axes = [1] if len(shape) == 2 else b.choose([[2, 3], [-1, -2]])
-    b.note(
-        b.reduce(b.one_of("ReduceMax ReduceMean ReduceMin ReduceSum"), name, axes, 0),
-        shape[1] if len(shape) == 2 else shape[0],
-    )
+    name, shape = b.pick(b.choose([2, 3])) or b.pick(3)
+    image = len(shape) == 3
+    axes = b.choose([[2, 3], [-1, -2]]) if image else [1]
+    operator = b.one_of("ReduceMax ReduceMean ReduceMin ReduceSum")
+    b.note(b.reduce(operator, name, axes, keepdims=0), shape[0] if image else shape[1])
 
 
 def by_groups(b: Builder) -> None:
@@ -909,12 +904,14 @@ def products(b: Builder) -> None:
         (column,) = b.add("Unsqueeze", [name, b.integers([2])])
         (row,) = b.add("Unsqueeze", [name, b.integers([1])])
         (made,) = b.add(b.one_of("Add MatMul Mul"), [column, row])
+    elif b.chance():
+        # The proof sees what is removed only where it isn't limited to some number.
+        (name,) = b.add("MatMul", [name, b.weight(size, size)])
+        (other,) = b.add("Transpose", [name], perm=[0, 2, 1])
+        b.note(b.add("MatMul", [name, other])[0], shape[0], shape[0])
+        return
     else:
         (other,) = b.add("Transpose", [name], perm=[0, 2, 1])
-        if b.chance():
-            (made,) = b.add("MatMul", [name, other])
-            b.note(made, shape[0], shape[0])
-            return
         (made,) = b.add("MatMul", [other, name])
     if b.chance():
         b.note(made, size, size)
