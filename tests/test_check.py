@@ -13,6 +13,7 @@ import pytest
 import small_networks as small
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from text_networks import network
 
 from onnxjl.check import Checker, compare, masked
 from onnxjl.comparison import Comparison, compare_outputs
@@ -281,6 +282,34 @@ def test_a_pruned_graph_must_equal_its_masked_source(tmp_path):
         pytest.raises(CheckError, match="output 'y' differs from the masked"),
     ):
         checker.check(graph, on_disk(graph, tmp_path, cut(proto, other)))
+
+
+def test_rounding_that_a_network_amplifies_is_no_fault(tmp_path):
+    # Far from zero float32 has steps of 1/512, and the distance is taken away again.
+    proto = network(
+        """g (float[N, 3, 256, 256] x) => (float[N, 2, 256, 256] y) {
+            a = Conv (x, w)
+            c = Conv (a, v)
+            far = Add (c, distance)
+            y = Sub (far, distance)
+        }""",
+        {"w": (8, 3, 1, 1), "v": (2, 8, 1, 1)},
+        {"distance": np.full((1, 2, 1, 1), 2e4, np.float32)},
+    )
+
+    def plan(*keep):
+        return Plan({"w": {0: np.array(keep)}, "v": {1: np.array(keep)}})
+
+    graph = pruned(proto, plan(0, 2, 5))
+    with Checker() as checker:
+        # The same sums in another order.
+        outcome = checker.check(graph, on_disk(graph, tmp_path, cut(proto, plan(5, 2, 0))))
+    assert outcome.status == "equal"
+    assert outcome.text.startswith("equals the masked source in onnxruntime but for rounding: ")
+    assert outcome.comparison is not None
+    assert 1e-4 < outcome.comparison.difference < 4 / 512
+    with Checker() as checker, pytest.raises(CheckError, match="'y' differs from the masked"):
+        checker.check(graph, on_disk(graph, tmp_path, cut(proto, plan(0, 2, 6))))
 
 
 @pytest.mark.parametrize(
