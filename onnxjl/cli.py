@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import onnxjl
 from onnxjl.errors import OnnxjlError, UsageError
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
+        # Python remembers one that leaves a text which is executed, as dataclasses are, and ends by
+        # the signal whatever we return. Executing another text makes it forget.
+        exec("")
         done = ", ".join(options.written)
         end = f"already written: {done}" if done else "nothing was written"
         return _end(f"interrupted; {end}", FAILED)
@@ -84,6 +87,13 @@ def _end(message: str, status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, without all that there is besides."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"onnxjl: error: {message} (see {self.prog} --help)\n")
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Help whose options aren't broken at their hyphens."""
 
@@ -97,7 +107,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="onnxjl",
         description="Make trained ONNX networks smaller by removing whole channels, hidden units "
         "and attention heads.",

@@ -592,6 +592,7 @@ def test_misuse(arguments, message, folder, run):
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert message in err
+    assert not arguments or err.count("\n") == 1
 
 
 def test_warnings_are_one_line_each(folder, run, monkeypatch):
@@ -688,6 +689,19 @@ def test_ctrl_c_leaves_everything_as_it_was(folder):
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (1, b"onnxjl: interrupted; nothing was written\n")
     assert state(folder) == before
+
+
+def test_an_interruption_while_a_text_is_executed_is_a_failure_like_others(folder):
+    # As while a module is imported that defines dataclasses.
+    (folder / "interrupted.py").write_text(
+        "import sys; from onnxjl import cli, commands\n"
+        "commands.info = lambda options: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(cli.main(['info', 'net.onnx']))"
+    )
+    # Python ends by the signal only where it was started with -m.
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "onnxjl: interrupted; nothing was written\n")
 
 
 def test_progress_is_drawn_on_a_terminal(folder):
