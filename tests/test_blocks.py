@@ -564,6 +564,11 @@ def test_refit_solves_what_reads_a_stand_in(images: np.ndarray) -> None:
             UsageError,
             "expected one finite number, came 'much'",
         ),
+        (
+            {"macs": 0.5, "criterion": lambda b, w: w["nothing"]},
+            UsageError,
+            "block 'layer1.0': it raised KeyError: 'nothing'",
+        ),
         ({"macs": 0.5, "ignore": ["none.*"]}, UsageError, "no block, layer or node of a block"),
         ({"amount_for": {"a": 0.5}}, UsageError, "amount_for is about units"),
         ({"macs": 0.5, "round_to": 8}, UsageError, "round_to is about units"),

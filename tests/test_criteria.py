@@ -426,6 +426,16 @@ def test_what_a_function_returns_is_checked(graph, groups, case):
         criteria.score(graph, groups, criterion)
 
 
+def test_what_a_function_raises_is_chained(graph, groups):
+    def criterion(group, weights):
+        return weights["nothing"]
+
+    message = "criterion 'criterion', group 'first': it raised KeyError: 'nothing'"
+    with pytest.raises(UsageError, match=message) as caught:
+        criteria.score(graph, groups, criterion)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def with_value(value, tensor="second.weight", at=(1, 2, 0, 1)):
     proto = small.convolutions()
     for initializer in proto.graph.initializer:

@@ -25,7 +25,7 @@ from onnxjl.criteria import (
 from onnxjl.criteria.aggregation import AGGREGATIONS, NORMALIZATIONS, normalize
 from onnxjl.criteria.registry import CRITERIA, Criterion, Function, get, name_of, register, unknown
 from onnxjl.criteria.weights import GroupWeights, Scoring, checked_seed
-from onnxjl.errors import UsageError
+from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.structure import Group
 
@@ -114,9 +114,16 @@ def score(
 def _scores(scoring: Scoring, group: Group, criterion: Criterion) -> np.ndarray:
     """(units,) float64, checked and aggregated."""
     weights = GroupWeights(scoring, group)
-    result = criterion.function(group, weights)
     registered = CRITERIA.get(criterion.name) is criterion
     start = f"criterion '{criterion.name}', group '{group.name}'"
+    try:
+        result = criterion.function(group, weights)
+    except (OnnxjlError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        if registered:
+            raise
+        raise UsageError(f"{start}: it raised {type(error).__name__}: {error}") from error
     try:
         scores = np.asarray(result)
     except (TypeError, ValueError, RuntimeError) as error:

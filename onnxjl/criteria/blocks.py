@@ -22,7 +22,7 @@ from onnxjl import session
 from onnxjl.criteria.registry import name_of, unknown
 from onnxjl.criteria.roles import role
 from onnxjl.data import batches
-from onnxjl.errors import DataError, UsageError
+from onnxjl.errors import DataError, OnnxjlError, UsageError
 from onnxjl.graph import Graph, node_name
 from onnxjl.progress import progress
 from onnxjl.structure.blocks import Block
@@ -212,17 +212,22 @@ def score_blocks(scoring: BlockScoring, criterion: BlockCriterion) -> np.ndarray
         )
     scores = []
     for block in scoring.blocks:
-        score = criterion.function(block, scoring)
+        start = f"criterion '{criterion.name}', block '{block.name}'"
+        try:
+            score = criterion.function(block, scoring)
+        except (OnnxjlError, Warning, MemoryError):
+            raise
+        except Exception as error:
+            if BLOCK_CRITERIA.get(criterion.name) is criterion:
+                raise
+            raise UsageError(f"{start}: it raised {type(error).__name__}: {error}") from error
         cause: Exception | None = None
         try:
             number = float(score)
         except (TypeError, ValueError) as error:
             number, cause = np.nan, error
         if not np.isfinite(number):
-            raise UsageError(
-                f"criterion '{criterion.name}', block '{block.name}': expected one finite number, "
-                f"came {score!r}"
-            ) from cause
+            raise UsageError(f"{start}: expected one finite number, came {score!r}") from cause
         scores.append(number)
     return np.array(scores, dtype=np.float64)
 
