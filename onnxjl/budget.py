@@ -303,19 +303,20 @@ class _Selection:
 
     def _how_far(self, budget: Budget, fraction: float, cost: Cost, whole: float) -> str:
         floor = cost.total(self.least) / whole if whole else 1.0
-        groups = len(self.scores)
+        count = len(self.scores)
         if budget == "amount":
             most = np.floor((1 - floor) * 1e4) / 1e4
             return (
                 f"amount={fraction} can't be met: at most {most:.4f} of the units of "
-                f"{groups} groups can go (min_units={self.request.min_units}, "
+                f"{count} group{'s' * (count != 1)} can go (min_units={self.request.min_units}, "
                 f"round_to={self.request.step})"
             )
         least = np.ceil(floor * 1e4) / 1e4
         return (
-            f"{budget}={fraction} can't be met: with {groups} prunable groups this network can go "
-            f"down to {budget}={least:.4f} (min_units={self.request.min_units}, "
-            f"round_to={self.request.step}); `groups` tells what is left whole and why"
+            f"{budget}={fraction} can't be met: with {count} prunable group{'s' * (count != 1)} "
+            f"this network can go down to {budget}={least:.4f} "
+            f"(min_units={self.request.min_units}, round_to={self.request.step}); "
+            "`groups` tells what is left whole and why"
         )
 
     def _path(self) -> Path:

@@ -148,7 +148,8 @@ def groups(options: Namespace) -> int:
 
     def text() -> str:
         units = sum(group.size for group in found)
-        lines = [f"{options.model}: {len(found)} groups, {units} units that can go"]
+        count = "1 group" if len(found) == 1 else f"{len(found)} groups"
+        lines = [f"{options.model}: {count}, {units} units that can go"]
         if len(found):
             header = ("group", "units", "", "MACs each", "parameters each", "layers")
             rows = [

@@ -235,7 +235,9 @@ def test_custom_operator_is_left_alone() -> None:
     model.graph.node.insert(1, node)
     model.graph.node[-1].input[0] = "odd"
     model.opset_import.append(helper.make_opsetid("some.where", 1))
-    assert reasons(model)["a"] == "Odd 'odd': there is no rule for this operator"
+    odd = "Odd 'odd': there is no rule for this operator"
+    lost = "Gemm 'k': the shape of 'odd' isn't known, behind Odd 'odd'"
+    assert reasons(model) == {"a": odd, "y": "network output 'y'", "k": lost}
 
 
 # Weights that aren't free

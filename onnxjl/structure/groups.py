@@ -158,7 +158,8 @@ class Groups(Sequence[Group]):
         return iter(self._groups)
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} groups, {sum(g.size for g in self)} units"]
+        many = "1 group" if len(self) == 1 else f"{len(self)} groups"
+        lines = [f"{many}, {sum(g.size for g in self)} units"]
         width = max((len(g.name) for g in self), default=0)
         for g in self:
             note = "" if g.exact else f"  inexact: {g.reason}"
@@ -325,7 +326,8 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
     if granularity == "block":
         raise UsageError("blocks aren't groups of units; onnxjl.blocks(model) finds them")
     if granularity not in GRANULARITIES:
-        raise UsageError(f"no granularity '{granularity}'; there are {', '.join(GRANULARITIES)}")
+        known = ", ".join(GRANULARITIES)
+        raise UsageError(f"no granularity '{granularity}'; there are {known}, and for prune block")
     graph = normalize(graph)
     try:
         return _analyzed(graph, granularity)
@@ -538,6 +540,8 @@ class _Builder:
         kind = value.const_value.dtype if value is not None and value.const_value else None
         if kind is not None and not kind.is_floating_point():
             return f"its weight is {kind.name.lower()}"
+        if not axis and (unruled := self.run.why_unruled(node)):
+            return unruled
         return "it has one output" if ax.size(axis) == 1 else "its outputs carry no units"
 
     def _costs(self, places: Places) -> tuple[Cost, Cost, Cost, tuple[str, ...]]:

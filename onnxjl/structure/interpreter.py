@@ -59,6 +59,8 @@ class Interpreter:
         self.head_votes: dict[str, int] = {}
         self.group_votes: dict[str, int] = {}
         self.unruled: dict[str, str] = {}
+        # Values of unknown shape -> the node that it was lost at.
+        self._lost: dict[str, str] = {}
         self._met: tuple[ir.Node | None, int] = (None, 0)
         self._dims: dict[str, np.ndarray] = {}
         self._dim_axes: list[tuple[Axis, ...]] = [()]
@@ -84,7 +86,7 @@ class Interpreter:
         found = self.axes.get(key)
         if found is None:
             if not value.is_initializer():
-                raise Unruled(f"the shape of '{key}' isn't known")
+                raise Unruled(self._no_shape(value))
             found = self.axes[key] = self._weight_axes(value, partners)
         return found
 
@@ -92,8 +94,17 @@ class Interpreter:
         """Return the concrete shape of a value."""
         shape = self.shapes.sizes.get(value.name or "")
         if shape is None:
-            raise Unruled(f"the shape of '{value.name}' isn't known")
+            raise Unruled(self._no_shape(value))
         return shape
+
+    def why_unruled(self, node: ir.Node) -> str | None:
+        """Return why no rule treats a node, and which node it is; None if one does."""
+        why = self.unruled.get(name(node))
+        return None if why is None else f"{name(node)}: {why}"
+
+    def _no_shape(self, value: ir.Value) -> str:
+        where = self._lost.get(value.name or "")
+        return f"the shape of '{value.name}' isn't known" + (f", behind {where}" if where else "")
 
     def known(self, value: ir.Value | None) -> np.ndarray | None:
         """Return the value of a shape tensor, or None if it isn't known."""
@@ -295,6 +306,8 @@ class Interpreter:
                 self.axes[value.name] = tuple(ax.plain(d, reason) for d in shape)
             elif value.name:
                 self.axes.pop(value.name, None)
+                before = (self._lost.get(v.name or "") for v in node.inputs if v is not None)
+                self._lost[value.name] = next(filter(None, before), name(node))
 
     def withdraw(self, node: ir.Node, why: str) -> None:
         """Fix, after the run, all that a node touches."""
