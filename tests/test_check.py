@@ -390,9 +390,26 @@ def test_where_onnxruntime_cannot_run_the_source_the_checker_is_asked(tmp_path):
         outcome = checker.check(graph, tmp_path / "net.onnx")
     assert outcome.status == "checker"
     assert "only ONNX's checker was asked: it passed (onnxruntime can't run" in outcome.text
+    with Checker() as checker:  # The same network from memory, where there is no file to run.
+        outcome = checker.check(load(proto), tmp_path / "net.onnx")
+    assert outcome.status == "checker"
+    assert "Nowhere" in outcome.text
     proto.graph.node[0].input[0] = "nothing"
     with Checker() as checker, pytest.raises(CheckError, match="ONNX's checker refuses it: "):
         checker.check(graph, on_disk(graph, tmp_path, proto))
+
+
+def test_a_type_that_onnxruntime_lacks_is_no_fault(tmp_path):
+    proto = network(
+        "g (double[N, 3, 4, 4] x) => (double[N, 2, 4, 4] y) { y = Conv (x, w) }",
+        {},
+        {"w": np.ones((2, 3, 1, 1))},
+    )
+    graph = load(proto)
+    with Checker() as checker:
+        outcome = checker.check(graph, on_disk(graph, tmp_path, proto))
+    assert outcome.status == "checker"
+    assert "Could not find an implementation for Conv" in outcome.text
 
 
 def test_a_file_that_does_not_run_fails(tmp_path):
