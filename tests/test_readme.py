@@ -75,10 +75,12 @@ def test_the_readme_has_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
-def test_python_runs(page: Path, folder: Path) -> None:
+def test_python_runs(page: Path, folder: Path, pytestconfig: pytest.Config) -> None:
     # In a process of its own: rules and criteria that a page adds must not outlive it.
     code = "\n".join(blocks(page, "python"))
-    command = [sys.executable, "-W", "error", "-c", code]
+    # What pytest was told with -W comes after.
+    warnings = ["error", *(pytestconfig.known_args_namespace.pythonwarnings or ())]
+    command = [sys.executable, *(f"-W{text}" for text in warnings), "-c", code]
     environment = {"PYTHONPATH": str(Path(onnxjl.__file__).parents[1]), "PATH": ""}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=300
