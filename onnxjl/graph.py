@@ -40,6 +40,7 @@ class Graph:
     plan : the edits that led from `source` to this graph, if it was pruned.
     source : the normalized graph that `plan` refers to, if it was pruned.
     sparsified : how it came to be sparse, if `sparsify` or `mask` made it.
+    status : of the file when it was loaded, as `os.stat` gives it.
     """
 
     model: ir.Model
@@ -49,6 +50,7 @@ class Graph:
     plan: Plan | None = None
     source: Graph | None = None
     sparsified: Sparsified | None = None
+    status: os.stat_result | None = field(default=None, repr=False)
 
     def __copy__(self) -> Graph:
         """Return another graph of the same network."""
@@ -76,7 +78,7 @@ class Graph:
         model.graph.initializers.clear()
         for value in values:
             model.graph.initializers.add(value)
-        vars(self).update(state, model=model)
+        vars(self).update(state, model=model, status=None)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Saved:
         """Write the network to a file, checked; see `onnxjl.save`."""

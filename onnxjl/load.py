@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir import external_data
 
 from onnxjl.errors import ExternalDataError, ModelError, OnnxjlError, UsageError
+from onnxjl.external import ExternalWeight
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph, subgraphs
 from onnxjl.proto import weightless
@@ -69,7 +70,9 @@ def load(
         graph = Graph(_from_bytes(memoryview(model), "the bytes given", None, allow_external))
     elif isinstance(model, str | os.PathLike):
         path = Path(model)
-        graph = Graph(_from_bytes(_map(path), str(path), path.parent, allow_external), path=path)
+        data, status = _map(path)
+        network = _from_bytes(data, str(path), path.parent, allow_external)
+        graph = Graph(network, path=path, status=status)
     else:
         raise UsageError(
             f"can't load a {type(model).__name__}; give a path, bytes, an onnx.ModelProto, "
@@ -80,13 +83,17 @@ def load(
     return graph
 
 
-def _map(path: Path) -> memoryview:
-    """The file's bytes, memory-mapped."""
+def _map(path: Path) -> tuple[memoryview, os.stat_result]:
+    """The file's bytes, memory-mapped, and what the system says of the file."""
     try:
+        # A pipe would be waited for.
+        if not path.is_dir() and path.exists() and not path.is_file():
+            raise ModelError(f"{path}: isn't a plain file")
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
                 raise ModelError(f"{path}: the file is empty; expected an ONNX model")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), status
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -363,6 +370,8 @@ def _locate_external(
                 f"which has {status.st_size}"
             )
         if base is not None and real.is_relative_to(base.resolve()) and status.st_nlink == 1:
+            if value is not None:
+                value.const_value = ExternalWeight(tensor, status)
             continue
         # onnx_ir refuses what we've just allowed, and hard links (of package caches) as well.
         if value is None:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxjl.check import SKIPPED, Checker, Outcome
-from onnxjl.errors import OutputError, UsageError
+from onnxjl.errors import ModelError, OutputError, UsageError
+from onnxjl.external import DATA_NAME, digest_of, has_changed
 from onnxjl.flux import FluxModel
 from onnxjl.graph import Graph
 from onnxjl.load import load
@@ -95,6 +95,8 @@ def save(
     ------
     OutputError : the file can't be written, or exists; every existing file is as it was.
     CheckError : the new file failed its check; nothing was written.
+    ModelError : the file that the graph was loaded from was written to; nothing was written.
+    ExternalDataError : likewise, of its external data, or they are no longer there.
     """
     expected = None
     if isinstance(graph, FluxModel):
@@ -103,6 +105,7 @@ def save(
     elif not isinstance(graph, Graph):
         graph = load(graph)
     target = check_output(path, force=force, inputs=input_files(graph))
+    _check_unchanged(graph)
     size = weight_bytes(graph)
     if external is None:
         external = size > INLINE_LIMIT or _was_external(graph)
@@ -241,6 +244,24 @@ def input_files(graph: Graph) -> set[Path]:
     return files
 
 
+def _check_unchanged(graph: Graph) -> None:
+    """Raise `ModelError` if the file that weights are still mapped to was written to.
+
+    One that was replaced, as `save` does it, is there as long as it is mapped.
+    """
+    for each in (graph, graph.source):
+        if each is None or each.path is None or each.status is None:
+            continue
+        with contextlib.suppress(OSError):
+            now = each.path.stat()
+            same_file = (now.st_dev, now.st_ino) == (each.status.st_dev, each.status.st_ino)
+            if same_file and has_changed(now, each.status):
+                raise ModelError(
+                    f"{each.path}: was written to after the model was loaded, so its weights may "
+                    "be others; load it anew"
+                )
+
+
 def _was_external(graph: Graph) -> bool:
     """Whether weights of the graph, or of what it was made from, are outside its file."""
     sources = [each for each in (graph, graph.source) if each is not None]
@@ -262,10 +283,10 @@ def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outc
             offsets[name] = sink.count
             write_tensor(tensor, sink)
         temporary.flush()
-        data = target.with_name(f"{target.stem}.{sink.digest}.data")
+        data = _data_name(target, sink.digest)
         # Its name tells its content: a file that is there already is the same, or not ours.
         known = data.exists()
-        if known and (not data.is_file() or _digest(data) != sink.digest):
+        if known and (not data.is_file() or digest_of(data) != sink.digest):
             raise OutputError(f"{data}: exists and isn't ours; move it away")
         temporary.rename(data)
         if not known:
@@ -281,6 +302,19 @@ def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outc
     return Saved(target, data, target.stat().st_size + data.stat().st_size, outcome)
 
 
+def _data_name(target: Path, digest: str) -> Path:
+    """Where the weights of a model go."""
+    name = f"{target.stem}.{digest}.data"
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{target}: its name isn't Unicode, as that of external data has to be; name another "
+            "file, or use external=False"
+        ) from error
+    return target.with_name(name)
+
+
 class _Temporary:
     """A file beside its target, with a name and a lock of its own; gone at the end unless renamed.
 
@@ -292,7 +326,8 @@ class _Temporary:
 
     def __enter__(self) -> _Temporary:
         while True:
-            name = f".{self._target.stem[:100]}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
+            stem = self._target.stem.encode(errors="replace")[:100].decode(errors="ignore")
+            name = f".{stem}.{os.getpid()}.{secrets.token_hex(4)}{_SUFFIX}"
             self.path = self._target.with_name(name)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             descriptor = os.open(self.path, flags, 0o666)
@@ -345,11 +380,6 @@ class _Hashing:
         return self._hash.hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _lock(descriptor: int) -> bool:
     """Lock a file for this process. False: another one has the lock."""
     if flock is None:
@@ -369,9 +399,15 @@ def _clean(folder: Path) -> None:
         return
     for path in folder.glob(f".*{_SUFFIX}"):
         # Somebody else's, or gone meanwhile: then it isn't ours to remove.
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            flock(file.fileno(), LOCK_EX | LOCK_NB)
-            path.unlink()
+        with contextlib.suppress(OSError):
+            # A pipe or a link of such a name isn't ours either, and must not be waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    flock(descriptor, LOCK_EX | LOCK_NB)
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -414,8 +450,11 @@ def _marked_data(target: Path) -> Path | None:
         # Whatever is about to be replaced need not be a model.
         return None
     name = next((entry.value for entry in properties if entry.key == MARK), "")
-    data = target.with_name(name) if re.fullmatch(r"[^/\\]+\.[0-9a-f]{16}\.data", name) else None
-    return data if data is not None and data.is_file() and not data.is_symlink() else None
+    # A model can claim what it likes: what was written with it is called as it is.
+    if not DATA_NAME.fullmatch(name) or name[: -len(".0123456789abcdef.data")] != target.stem:
+        return None
+    data = target.with_name(name)
+    return data if data.is_file() and not data.is_symlink() else None
 
 
 def _remove_unnamed(data: Path | None, graph: Graph) -> None:
@@ -433,15 +472,17 @@ def _remove_unnamed(data: Path | None, graph: Graph) -> None:
                 os.fstat(file.fileno()), data.stat()
             ):
                 return
-            for model in data.parent.glob("*.onnx"):
+            # Whatever they are called: ONNX files begin with their version, field 1 of protobuf.
+            for model in data.parent.iterdir():
                 if model.is_file() and _holds(model, data.name.encode()):
                     return
             data.unlink()
 
 
 def _holds(path: Path, text: bytes) -> bool:
+    """Whether an ONNX file holds a text."""
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size < len(text):
+        if file.read(1) != b"\x08" or os.fstat(file.fileno()).st_size < len(text):
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(text) >= 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -11,8 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxjl.cut import cut_of
-from onnxjl.errors import ExternalDataError
+from onnxjl.errors import ModelError
 from onnxjl.graph import Graph
+from onnxjl.load import first_cause
 
 INLINE_LIMIT = 1_800_000_000
 """Bytes of weights above which a model is written with external data (protobuf ends at 2 GiB)."""
@@ -68,6 +68,11 @@ def skeleton(
     Returns
     -------
     The model, with the lowest IR version that its operator sets and types allow.
+
+    Raises
+    ------
+    ModelError : a name, an attribute or the like is none that protobuf can hold.
+    ExternalDataError : a file that holds a smaller tensor went away, or was exchanged.
     """
     model = graph.model
     main = model.graph
@@ -89,19 +94,21 @@ def skeleton(
         name=main.name,
         metadata_props=dict(main.metadata_props),
     )
-    proto = ir.serde.serialize_model(
-        ir.Model(
-            view,  # type: ignore[arg-type]
-            ir_version=model.ir_version,
-            producer_name=model.producer_name,
-            producer_version=model.producer_version,
-            domain=model.domain,
-            model_version=model.model_version,
-            doc_string=model.doc_string,
-            functions=tuple(model.functions.values()),
-            metadata_props={k: v for k, v in model.metadata_props.items() if k != MARK},
-        )
+    written = ir.Model(
+        view,  # type: ignore[arg-type]
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        functions=tuple(model.functions.values()),
+        metadata_props={k: v for k, v in model.metadata_props.items() if k != MARK},
     )
+    try:
+        proto = ir.serde.serialize_model(written)
+    except Exception as error:
+        raise ModelError(f"the network can't be written as ONNX: {first_cause(error)}") from error
     _take_in(proto, model)
     tensors = (value.const_value for value in main.initializers.values())
     dtypes = {tensor.dtype.value for tensor in tensors if tensor is not None}
@@ -147,17 +154,8 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
     ExternalDataError : the file that holds the tensor went away, or was exchanged.
     """
     if isinstance(tensor, ir.ExternalTensor) and tensor.length in (None, tensor.nbytes):
-        if not os.path.isfile(tensor.path):
-            raise ExternalDataError(
-                f"external data of '{tensor.name}' are no longer there: {tensor.path}"
-            )
         # Copied from file to file in pieces, so that its pages never count as ours.
-        try:
-            tensor.tofile(_Chunks(file))
-        except ValueError as error:  # It isn't the file that was allowed any more.
-            raise ExternalDataError(
-                f"external data of '{tensor.name}' were exchanged: {error}"
-            ) from error
+        tensor.tofile(_Chunks(file))
     elif tensor.dtype.bitwidth % 8 == 0 and np.little_endian:
         made = cut_of(tensor)
         for array in (tensor.numpy(),) if made is None else made.blocks():
@@ -179,7 +177,7 @@ class _Chunks:
 def _inside(value: ir.Value) -> ir.Value:
     """The initializer with its data in memory, if they aren't there already."""
     tensor = value.const_value
-    if not isinstance(tensor, ir.ExternalTensor):
+    if not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
         return value
     return _with(value, ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name))
 

@@ -115,7 +115,7 @@ def test_data_that_went_away(tmp_path: Path, read: str) -> None:
     small = onnxjl.prune(tmp_path / "a.onnx", macs=0.5)
     name = next(name for name, value in cut_weights(small) if value.const_value.nbytes > 1024)
     (tmp_path / "a.data").unlink()
-    with pytest.raises(ExternalDataError, match=r"external data of '.+' are gone|no longer there"):
+    with pytest.raises(ExternalDataError, match=r"external data of '.+' are no longer there"):
         small.weight(name) if read == "numpy" else small.save(tmp_path / "b.onnx", check=False)
     assert not (tmp_path / "b.onnx").exists()
 
@@ -137,6 +137,7 @@ def test_no_file_stays_open_for_a_weight_that_was_read(tmp_path: Path, read: str
         onnx.load(NETWORK), tmp_path / "a.onnx", save_as_external_data=True, location="a.data"
     )
     small = onnxjl.prune(tmp_path / "a.onnx", macs=0.5)
+    gc.collect()  # Errors that other tests raised keep files open until then.
     before = len(os.listdir("/proc/self/fd"))
     if read == "numpy":
         assert all(small.weight(n) is not None for n, v in cut_weights(small))

@@ -536,3 +536,44 @@ def test_the_garbage_collector_is_as_it_was(tmp_path):
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match=r"net\.onnx: isn't a plain file"):
+        load(tmp_path / "net.onnx")
+
+
+def test_data_given_twice_are_those_given_last():
+    """As protobuf has it, whether they are large or small."""
+    model = linear()
+    large = model.graph.initializer[0]
+    small = TensorProto(raw_data=b"abcd")
+    graph = onnx.GraphProto.FromString(model.graph.SerializeToString())
+    graph.ClearField("initializer")
+    whole = onnx.ModelProto.FromString(model.SerializeToString())
+    whole.ClearField("graph")
+
+    def bytes_of(*parts: TensorProto) -> bytes:
+        content = b"".join(part.SerializeToString() for part in parts)
+        body = graph.SerializeToString() + b"\x2a" + varint(len(content)) + content
+        return whole.SerializeToString() + b"\x3a" + varint(len(body)) + body
+
+    def varint(number: int) -> bytes:
+        if number < 128:
+            return bytes([number])
+        return bytes([number & 127 | 128]) + varint(number >> 7)
+
+    assert np.array_equal(load(bytes_of(small, large)).weight("w"), WEIGHT)
+    with pytest.raises(ModelError, match=r"invalid ONNX: .* size 1 "):
+        load(bytes_of(large, small))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1", "{}", "[" + "1" * 5000 + "]"])
+def test_metadata_about_masks_that_say_nothing(text):
+    model = linear()
+    helper.set_model_props(model, {"onnxjl.masks": text})
+    graph = load(model)
+    assert graph.masks == {}
+    assert "sparse" not in repr(graph)

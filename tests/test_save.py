@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -467,3 +468,46 @@ def test_text_is_saved_as_carefully(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         save_text("[]", tmp_path / "plan.json", force=True)
     assert state(tmp_path) == {"plan.json": b"{}"}
+
+
+@pytest.mark.parametrize("kept", ["copy.pb", "copy"])
+def test_data_that_a_model_of_another_name_still_names_stay(kept, tmp_path):
+    save(small.convolutions(), tmp_path / "a.onnx", external=True, check=False)
+    shutil.copy(tmp_path / "a.onnx", tmp_path / kept)
+    before = onnx.load(tmp_path / kept)
+    save(small.convolutions(seed=1), tmp_path / "a.onnx", external=True, check=False, force=True)
+    assert onnx.load(tmp_path / kept) == before
+
+
+def test_data_that_a_model_only_claims_to_have_stay(tmp_path):
+    """The metadata of a file that is replaced say that another model's data are its own."""
+    data = save(small.convolutions(), tmp_path / "b.model", external=True, check=False).data
+    (tmp_path / "b.model").unlink()
+    liar = small.convolutions()
+    onnx.helper.set_model_props(liar, {"onnxjl.external_data": data.name})
+    onnx.save(liar, tmp_path / "a.onnx")
+    save(small.convolutions(seed=1), tmp_path / "a.onnx", check=False, force=True)
+    assert data.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_pipe_called_like_a_temporary_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".x.onnxjl-tmp")
+    save(small.convolutions(), tmp_path / "a.onnx", check=False)
+    assert (tmp_path / ".x.onnxjl-tmp").exists()
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("\N{GRINNING FACE}" * 62 + ".onnx")
+    save(small.convolutions(), path, check=False)
+    assert load(path).path == path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+def test_a_name_that_is_not_unicode(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx")
+    with pytest.raises(OutputError, match="its name isn't Unicode"):
+        save(small.convolutions(), path, external=True, check=False)
+    assert not list(tmp_path.iterdir())
+    save(small.convolutions(), path, check=False)
+    assert load(path).fingerprint

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from onnxjl.external import ExternalWeight
+
 
 class Names:
     """Hands out value names that nothing in a model, subgraphs included, bears yet.
@@ -64,6 +66,8 @@ def add_initializer(graph: ir.Graph, name: str, tensor: np.ndarray | ir.TensorPr
 
 def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """The same data under another name; `tensor` keeps its own."""
+    if isinstance(tensor, ExternalWeight):
+        return tensor.renamed(name)
     if isinstance(tensor, ir.ExternalTensor):
         return ir.ExternalTensor(
             tensor.location,
