@@ -26,7 +26,7 @@ def masked_names(model: ir.Model) -> list[str]:
     """
     try:
         names = json.loads(model.metadata_props.get(KEY, "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     recorded = set(map(str, names)) if isinstance(names, list) else set()
     return [

@@ -49,6 +49,9 @@ def split_weights(data: memoryview) -> tuple[bytes, dict[int, memoryview]]:
                 if leaf == _RAW_DATA and leaf_content and leaf_end - leaf_content > _SMALL:
                     weights[count] = data[leaf_content:leaf_end]
                 else:
+                    # Of a field that comes twice protobuf takes the last.
+                    if leaf == _RAW_DATA:
+                        weights.pop(count, None)
                     tensor.append(data[leaf_start:leaf_end])
             graph.append(_message(_INITIALIZER, tensor))
             count += 1

@@ -364,3 +364,24 @@ def test_deep_networks_are_analyzed() -> None:
     found = groups(chain(600))
     assert len(found) == 600
     assert {group.size for group in found} == {4}
+
+
+def test_strings_beside_the_weights_cost_nothing() -> None:
+    proto = convolutions()
+    before = analyze(normalize(proto))
+    words = helper.make_tensor("words", onnx.TensorProto.STRING, [2], [b"a", b"b"])
+    proto.graph.initializer.append(words)
+    proto.graph.node.append(helper.make_node("Identity", ["words"], ["said"]))
+    proto.graph.output.append(helper.make_tensor_value_info("said", words.data_type, [2]))
+    after = analyze(normalize(proto))
+    assert after.bytes.total(after.sizes) == before.bytes.total(before.sizes)
+    assert [group.size for group in groups(proto)] == [8, 4]
+
+
+def test_numbers_cast_to_strings_stay_numbers() -> None:
+    proto = convolutions()
+    proto.graph.initializer.append(numpy_helper.from_array(np.arange(3), "numbers"))
+    to = onnx.TensorProto.STRING
+    proto.graph.node.append(helper.make_node("Cast", ["numbers"], ["said"], to=to))
+    proto.graph.output.append(helper.make_tensor_value_info("said", to, [3]))
+    assert [group.size for group in groups(proto)] == [8, 4]

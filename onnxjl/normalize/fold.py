@@ -642,4 +642,5 @@ def _expected_bytes(node: ir.Node, dims: Dims | None) -> float:
     size = 1
     for dim in dims:
         size *= dim  # type: ignore[assignment]
-    return size * (4 if dtype is None else max(1, dtype.bitwidth // 8))
+    unknown = dtype in (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+    return size * (4 if dtype is None or unknown else max(1, dtype.bitwidth // 8))

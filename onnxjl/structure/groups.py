@@ -565,7 +565,9 @@ class _Builder:
             if axes is None or 0 in shape:
                 axes = (ax.plain(math.prod(shape)),)
             itemsizes, floating = terms.get(axes, (0, 0))
-            terms[axes] = itemsizes + tensor.dtype.itemsize, floating + (tensor.dtype in FLOATING)
+            # Strings have no size of their own, and none of them goes.
+            itemsize = 0 if tensor.dtype == ir.DataType.STRING else tensor.dtype.itemsize
+            terms[axes] = itemsizes + itemsize, floating + (tensor.dtype in FLOATING)
         weights = [self._factors(places, axes) for axes in terms]
         size_in_bytes = Cost([itemsizes for itemsizes, _ in terms.values()], weights, groups)
         params = size_in_bytes.weighted([floating for _, floating in terms.values()])
