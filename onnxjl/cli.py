@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import onnxjl
 from onnxjl.errors import OnnxjlError, UsageError
+from onnxjl.printable import printable
 
 DONE, FAILED, MISUSED = 0, 1, 2
 """Exit status. Ctrl-C is a failure like others."""
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return MISUSED
+    # A terminal that knows other characters only gets to see their numbers.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Files that are complete, for whoever asks after an interruption.
     options.written = []
     try:
@@ -83,7 +88,7 @@ def _end(message: str, status: int) -> int:
     """Say in one line how the command ended."""
     if os.environ.get(DEBUG):
         traceback.print_exc()
-    print(f"onnxjl: {' '.join(message.split())}", file=sys.stderr)
+    print(f"onnxjl: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
@@ -102,7 +107,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"onnxjl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = printable(" ".join(str(message).split()))
+    print(f"onnxjl: warning: {text}", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

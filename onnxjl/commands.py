@@ -31,6 +31,7 @@ from onnxjl.normalize import normalize as normalized
 from onnxjl.own import function_of, is_julia_place
 from onnxjl.plan import Plan
 from onnxjl.plan import apply as applied
+from onnxjl.printable import printable, printable_json
 from onnxjl.progress import Progress
 from onnxjl.prune import prune as pruned
 from onnxjl.recovery import check_request
@@ -734,6 +735,6 @@ def _lists(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
 
 def _print(options: Namespace, facts: Mapping[str, Any], text: Callable[[], str]) -> None:
     if options.json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print(printable_json(json.dumps(facts, indent=1, ensure_ascii=False)))
     else:
-        print(text())
+        print(printable(text(), lines=True))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxjl.printable import printable
+
 TOLERANCE = 1e-4
 """Relative difference up to which outputs count as equal."""
 
@@ -83,11 +85,12 @@ class Comparison:
 
     def __str__(self) -> str:
         lines = []
-        width = max((len(output.name) for output in self.outputs), default=0)
-        for output in self.outputs:
+        names = [printable(output.name) for output in self.outputs]
+        width = max(map(len, names), default=0)
+        for name, output in zip(names, self.outputs, strict=True):
             verdict = output.problem or f"relative difference {output.difference:.2g}"
             mark = "equal" if output.equal(self.tolerance) else "differs"
-            lines.append(f"{output.name:<{width}}  {mark:<7}  {verdict}")
+            lines.append(f"{name:<{width}}  {mark:<7}  {verdict}")
         return "\n".join(lines)
 
 

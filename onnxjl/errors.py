@@ -1,8 +1,20 @@
 """The exceptions that onnxjl raises. Each message is one line: where, what is wrong, what to do."""
 
+from __future__ import annotations
+
+from onnxjl.printable import printable
+
 
 class OnnxjlError(Exception):
-    """Base of every exception that onnxjl raises on purpose."""
+    """Base of every exception that onnxjl raises on purpose.
+
+    Parameters
+    ----------
+    message : one line; names in it may hold anything, and are made printable.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class UsageError(OnnxjlError, ValueError):

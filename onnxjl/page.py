@@ -18,6 +18,7 @@ from onnxjl.before_after import BeforeAfter
 from onnxjl.comparison import OutputComparison
 from onnxjl.latency import Latency
 from onnxjl.pairing import Bars, LayerPair, macs_bars, width_bars
+from onnxjl.printable import printable
 from onnxjl.report import Change, quantity, shapes_text
 from onnxjl.structure import LayerCost
 
@@ -138,7 +139,9 @@ def page(found: BeforeAfter) -> str:
         _request(main, found.request)
     _origin(main, found)
     _add(body, "script", _SCRIPT)
-    return f"<!doctype html>\n{tostring(root, encoding='unicode', method='html')}\n"
+    text = tostring(root, encoding="unicode", method="html")
+    # Names may hold what no browser shows, turns the text around, or can't be encoded.
+    return f"<!doctype html>\n{printable(text, lines=True)}\n"
 
 
 def _head(root: Element, title: str) -> None:

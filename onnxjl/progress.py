@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TextIO, TypeVar
 
+from onnxjl.printable import printable
+
 Element = TypeVar("Element")
 
 DELAY = 2.0
@@ -119,7 +121,7 @@ class Progress:
             bar = f"[{'#' * filled}{' ' * (_BAR - filled)}] {finished}/{self._total} "
         else:
             bar = f"{finished} " if finished else ""
-        return f"{bar}{' – '.join(texts)} ({seconds:.0f} s)"
+        return printable(f"{bar}{' – '.join(texts)} ({seconds:.0f} s)")
 
     def _write(self, text: str) -> None:
         try:

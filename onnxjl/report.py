@@ -17,6 +17,7 @@ from onnxjl.evaluate import accuracy
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs, random_inputs, sample_shapes
 from onnxjl.latency import measure_pair
+from onnxjl.printable import printable
 from onnxjl.save import Saved, input_files
 from onnxjl.structure import Granularity, Structure, Whole, analyze, layer_costs
 from onnxjl.structure.blocks import find
@@ -380,7 +381,10 @@ def table(rows: Sequence[Sequence[str]], *, align: str) -> str:
     -------
     One line for each row, without trailing blanks.
     """
-    shown = [(shorten(row[0], _NAME_WIDTH), *row[1:]) for row in rows]
+    shown = [
+        (shorten(printable(row[0]), _NAME_WIDTH), *(printable(cell) for cell in row[1:]))
+        for row in rows
+    ]
     widths = [max((len(cell) for cell in column), default=0) for column in zip(*shown, strict=True)]
     lines = []
     for row in shown:
@@ -411,7 +415,7 @@ def reasons(pairs: Iterable[tuple[str, str]], *, width: int = WIDTH, what: str =
     paragraphs = []
     for reason, members in names.items():
         count = f" ({len(members)} {what})" if len(members) > 1 else ""
-        listed = ", ".join(shorten(name, width - 4) for name in members)
+        listed = ", ".join(shorten(printable(name), width - 4) for name in members)
         paragraphs.append(wrap(f"{reason}{count}: {listed}", width=width))
     return "\n".join(paragraphs)
 
@@ -430,7 +434,11 @@ def wrap(text: str, *, width: int = WIDTH) -> str:
     A no-break space is a space that doesn't end a line.
     """
     lines = textwrap.fill(
-        text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        printable(text, lines=True),
+        width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return lines.replace("\u00a0", " ")
 
