@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +35,9 @@ from onnxjl.inputs import graph_inputs
 
 TARGET = "target"
 BATCH_SIZE = 64
+
+# Bytes that any archive may unpack to, and times its own size; deflating makes at most 1032.
+_MOST_UNPACKED, _MOST_TIMES = 1 << 29, 100
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if not zipfile.is_zipfile(stream):
                 raise DataError(f"{file}: not an .npz archive; write one with numpy.savez")
             stream.seek(0)
+            _check_archive(zipfile.ZipFile(stream), os.fstat(stream.fileno()).st_size, file)
+            stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 arrays = {}
                 for name in archive.files:
@@ -181,29 +185,35 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                     arrays[name] = array
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    # A broken archive fails in any way: besides its own errors in those of its numbers and texts.
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{file}: can't be read: {_line(error)}") from error
     return arrays
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int, file: str) -> None:
+    """Refuse what NumPy doesn't write: a small file must not unpack to more than there is room."""
+    members = archive.infolist()
+    if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
+        raise DataError(f"{file}: is packed in a way of its own; write it with numpy.savez")
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * size):
+        raise DataError(
+            f"{file}: {size:,} bytes that unpack to {unpacked:,} are taken for a trap; if they "
+            "are none, write them with numpy.savez, not numpy.savez_compressed"
+        )
 
 
 def _member(archive: Any, name: str, file: str) -> Any:
     try:
         return archive[name]
-    except ValueError as error:
+    # What stands for a shape and a type is a text in Python's syntax, which can break anywhere.
+    except Exception as error:
         if "pickle" in str(error):
             raise DataError(
                 f"{file}: '{name}' holds pickled Python objects, which are not read; "
                 "store a numeric array"
             ) from error
-        raise DataError(f"{file}: '{name}' can't be read: {_line(error)}") from error
-    except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        MemoryError,
-    ) as error:
         raise DataError(f"{file}: '{name}' can't be read: {_line(error)}") from error
 
 

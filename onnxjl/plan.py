@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +138,7 @@ class Plan:
                 },
                 fingerprint=_text(source["sha256"], "sha256"),
                 opset=source.get("opset"),
-                request=_object(data.get("request", {}), "request"),
+                request=_request(data.get("request", {})),
                 engine=_text(data.get("engine", "numpy"), "engine"),
             )
         except KeyError as error:
@@ -146,8 +147,15 @@ class Plan:
             raise PlanError(f"not a plan: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the plan as JSON, over a file that is there.
+
+        Raises
+        ------
+        OutputError : the file can't be written; what was there is as it was.
+        """
+        from onnxjl.save import save_text
+
+        save_text(self.to_json() + "\n", path, force=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -233,11 +241,47 @@ def _position(value: Any, name: str) -> int:
 
 
 def _setting(value: Any, name: str) -> Any:
-    """An attribute's value: a number, text, or a list of numbers or of texts."""
+    """An attribute's value: a number, text, or a list of whole numbers, of others, or of texts."""
     kinds = {type(one) for one in value} if isinstance(value, list) else {type(value)}
-    if not kinds or not (kinds <= {int, float} or kinds == {str}):
+    if kinds not in ({int}, {float}, {str}):
         raise ValueError(f"attribute '{name}' is {value!r}, not numbers or text")
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int) and not -(1 << 63) <= one < 1 << 63:
+            raise ValueError(f"attribute '{name}' holds {one}, which 64 bits don't")
+        if isinstance(one, str):
+            one.encode()
+    name.encode()
     return value
+
+
+def _request(value: Any) -> dict[str, Any]:
+    """What was asked for: anything, as far as nothing is made of it; reports read some of it."""
+    request = _object(value, "request")
+    granularity = request.get("granularity", "channel")
+    if granularity not in ("channel", "head", "head-dim", "block"):
+        raise ValueError(f"the request's 'granularity' is {granularity!r}")
+    _texts(request.get("ignore", []), "ignore")
+    if "round_to_asked" in request:
+        _figure(request, "round_to", least=1)
+    for name, (keys, least) in _FIGURES.items():
+        if name in request:
+            for key in keys:
+                _figure(_object(request[name], name), key, least=least)
+    return request
+
+
+# What reports show of a request; times are divided by.
+_FIGURES = {
+    "predicted": (("before_ms", "after_ms"), 1e-9),
+    "importance": (("kept", "of", "bound"), -math.inf),
+}
+
+
+def _figure(values: Mapping[str, Any], name: str, *, least: float) -> None:
+    value: Any = values.get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= least):
+        raise ValueError(f"the request's '{name}' is {value!r}, not a number of its kind")
 
 
 def _integers(values: Any, name: str) -> NDArray[np.int64]:
@@ -346,6 +390,8 @@ def _edit_nodes(network: ir.Graph, plan: Plan) -> None:
         raise PlanError(f"node '{strange[0]}' stays, and needs no input to stand in for it")
     going = [node for node in network if node_name(node) in removed]
     for node in going:
+        if any(value.is_graph_output() for value in node.outputs):
+            raise PlanError(f"node '{node_name(node)}' can't go: it makes an output of the network")
         position = plan.stand_ins.get(node_name(node), 0)
         passed = node.inputs[position] if position < len(node.inputs) else None
         if passed is not None:

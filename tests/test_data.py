@@ -328,7 +328,59 @@ def with_note(path):
         archive.writestr("note.txt", "not an array")
 
 
+def with_header(text):
+    """An array whose header is this text."""
+
+    def make(path):
+        content = text.encode("latin-1") + b"\n"
+        size = len(content).to_bytes(2, "little")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + size + content)
+
+    return make
+
+
+def packed(method, count=10):
+    """Zeros, packed well."""
+
+    def make(path):
+        with (
+            zipfile.ZipFile(path, "w", method) as archive,
+            archive.open("x.npy", "w", force_zip64=True) as file,
+        ):
+            zeros = np.zeros((1 << 20,), np.uint8)
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (count << 20,)}
+            )
+            for _ in range(count):
+                file.write(zeros.data)
+
+    return make
+
+
+def changed_flags(offset, value):
+    """A member whose header, and its entry at the end, say something else."""
+
+    def make(path):
+        np.savez(path, x=images(2))
+        content = bytearray(path.read_bytes())
+        entry = content.find(b"PK\x01\x02")
+        content[offset] = content[entry + offset + 2] = value
+        path.write_bytes(bytes(content))
+
+    return make
+
+
 BROKEN = {
+    "unfinished header": (with_header("{'descr': ((("), "'x' can't be read"),
+    "unfinished text": (with_header("'''{"), "'x' can't be read"),
+    "indented header": (with_header("  a\n b\n"), "'x' can't be read"),
+    "deep header": (with_header("-" * 9000 + "1"), "'x' can't be read"),
+    "bzip2": (packed(zipfile.ZIP_BZIP2), "is packed in a way of its own"),
+    "LZMA": (packed(zipfile.ZIP_LZMA), "is packed in a way of its own"),
+    "trap": (packed(zipfile.ZIP_DEFLATED, 600), "bytes that unpack to 629,[0-9,]+ are taken for"),
+    "encrypted": (changed_flags(6, 1), "'x' can't be read: .*encrypted"),
+    "of another version": (changed_flags(4, 99), "can't be read: zip file version 9.9"),
     "missing": (lambda path: None, "no such file"),
     "empty": (lambda path: path.write_bytes(b""), "not an .npz archive"),
     "random": (lambda path: path.write_bytes(bytes(range(256)) * 8), "not an .npz archive"),
@@ -359,3 +411,8 @@ def test_read_gives_all_arrays_by_name(tmp_path):
         "x": [0, 1, 2],
         "target": [1, 1],
     }
+
+
+def test_much_of_the_same_can_be_packed(tmp_path):
+    packed(zipfile.ZIP_DEFLATED, 20)(tmp_path / "a.npz")
+    assert data.read(tmp_path / "a.npz")["x"].shape == (20 << 20,)

@@ -18,7 +18,7 @@ from proof import PLANS, random_keep
 from small_networks import convolutions
 from text_networks import inputs, network
 
-from onnxjl import Graph, Plan, PlanError, apply, normalize, prune
+from onnxjl import Graph, OutputError, Plan, PlanError, apply, normalize, prune
 from onnxjl.structure import analyze
 
 GROUPED = network(
@@ -352,6 +352,23 @@ MALFORMED = {
     "stand-ins as a list": with_value("stand_ins", [1]),
     "stand-in as text": with_value("stand_ins", {"/relu": "x"}),
     "request as text": with_value("request", "macs"),
+    "attribute of more than 64 bits": with_value("attributes", {"/first": {"group": 1 << 70}}),
+    "attribute of numbers of two kinds": with_value("attributes", {"/first": {"pads": [1, 2.5]}}),
+    "attribute that is half a character": with_value("attributes", {"/first": {"a": "\ud800"}}),
+    "attribute called half a character": with_value("attributes", {"/first": {"\ud800": "a"}}),
+    "request with a number to ignore": with_value("request/ignore", 5),
+    "request with numbers to ignore": with_value("request/ignore", [5]),
+    "request of an unknown granularity": with_value("request/granularity", "pixel"),
+    "request of a list as granularity": with_value("request/granularity", []),
+    "step without a number": with_value("request", {"round_to_asked": "auto"}),
+    "step as text": with_value("request", {"round_to_asked": "auto", "round_to": "8"}),
+    "latency as a number": with_value("request/predicted", 3),
+    "latency of nothing": with_value("request/predicted", {"before_ms": 0, "after_ms": 0}),
+    "latency as text": with_value("request/predicted", {"before_ms": "1", "after_ms": 1}),
+    "importance without figures": with_value("request/importance", {}),
+    "importance without a bound": with_value(
+        "request/importance", {"kept": 1, "of": 2, "bound": float("inf")}
+    ),
 }
 
 
@@ -407,6 +424,7 @@ GRAPH = normalize(convolutions())
         ("constants", {"none": [1]}, "no initializer is called 'none'"),
         ("constants", {"first.bias": [1]}, "'first.bias' holds float"),
         ("removed_nodes", ["/none"], "no node is called '/none'"),
+        ("removed_nodes", ["/head"], "node '/head' can't go: it makes an output of the network"),
     ],
 )
 def test_plan_that_names_what_is_not_there_is_told(path: str, value: object, message: str) -> None:
@@ -436,3 +454,23 @@ def test_missing_and_unreadable_files_are_told(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PlanError, match=r"binary\.json: can't be read: it isn't text"):
         Plan.load(binary)
+
+
+def test_a_plan_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = some_plan(GRAPH), tmp_path / "plan.json"
+    with pytest.raises(OutputError, match="doesn't exist"):
+        plan.save(tmp_path / "none" / "plan.json")
+    plan.save(path)
+    before = path.read_text()
+    monkeypatch.setattr(Plan, "to_json", lambda _: "{}")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        plan.save(path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
