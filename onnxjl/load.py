@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import external_data
 
+from onnxjl.equations import check_equations
 from onnxjl.errors import ExternalDataError, ModelError, OnnxjlError, UsageError
 from onnxjl.external import ExternalWeight
 from onnxjl.garbage import without_collection
@@ -215,6 +216,7 @@ def _checked(
         _locate_external(model, name, folder, [Path(f) for f in allow_external])
         if not _is_sorted(model.graph):
             model.graph.sort()
+        check_equations(model)
         onnx.checker.check_model(_with_shapes(weightless(model)))
     except OnnxjlError:
         raise

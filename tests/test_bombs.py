@@ -201,6 +201,31 @@ def einsum(terms: int, size: int) -> onnx.ModelProto:
     )
 
 
+def strange_equation(text: str) -> onnx.ModelProto:
+    return model([node("Einsum", ["x", "x"], ["bomb"], equation=text)], [])
+
+
+def strange_equation_of_a_call(text: str) -> onnx.ModelProto:
+    """A function that takes its equation from whoever calls it."""
+    product = node("Einsum", ["a", "a"], ["b"])
+    product.attribute.add(name="equation", ref_attr_name="e", type=onnx.AttributeProto.STRING)
+    function = helper.make_function(
+        "local", "f", ["a"], ["b"], [product], [helper.make_opsetid("", 18)], attributes=["e"]
+    )
+    return model([node("f", ["x"], ["bomb"], domain="local", e=text)], [], functions=[function])
+
+
+def long_columns(count: int, size: int) -> onnx.ModelProto:
+    """Many activations with one long axis of units each, which meet in a sum."""
+    nodes = []
+    for i in range(count):
+        nodes.append(node("ConstantOfShape", ["shape"], [f"f{i}"]))
+        nodes.append(node("Sin", [f"f{i}"], [f"g{i}"]))
+        nodes.append(node("Add", ["x", f"g{i}"], [f"h{i}"]))
+    total = node("Sum", [f"h{i}" for i in range(count)], ["bomb"])
+    return model([*nodes, total], [ints("shape", size, 1)], x=(1, 8))
+
+
 def doubling(operator: str, times: int, **attributes: object) -> onnx.ModelProto:
     """A constant that grows to twice its size again and again."""
     nodes = [node(operator, [f"c{i}", f"c{i}"], [f"c{i + 1}"], **attributes) for i in range(times)]
@@ -453,6 +478,9 @@ BOMBS: list[tuple[Callable[[], onnx.ModelProto], str]] = [
     (lambda: outer(1 << 16, "Equal"), "pruned"),
     (lambda: long_product(1 << 26), "pruned"),
     (lambda: einsum(5, 1000), "pruned"),
+    (lambda: strange_equation("...,......->."), E),
+    (lambda: strange_equation_of_a_call("...,......->."), E),
+    (lambda: long_columns(3_000, 250_000), "pruned"),
     (lambda: doubling("Concat", 40, axis=0), "pruned"),
     (lambda: growing_number(60), "pruned"),
     (lambda: growing_polynomial(30), "pruned"),

@@ -9,6 +9,7 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnxjl.equations import check_equations
 from onnxjl.errors import ModelError, OnnxjlError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
@@ -80,6 +81,7 @@ Pass = Callable[[ir.Model], ir.Model]
 
 PASSES: tuple[Pass, ...] = (
     inline_functions,
+    check_equations,
     drop_default_inputs,
     lift_constants,
     to_inference_form,

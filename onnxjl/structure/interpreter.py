@@ -53,7 +53,8 @@ class Interpreter:
         self.graph = graph
         self.shapes = shapes
         self.choices = choices
-        self.labels = Labels()
+        tensors = [value.const_value for value in graph.model.graph.initializers.values()]
+        self.labels = Labels(sum(tensor.nbytes for tensor in tensors if tensor is not None))
         self.axes: dict[str, Axes] = {}
         self.products: list[Product] = []
         self.head_votes: dict[str, int] = {}

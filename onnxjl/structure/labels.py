@@ -14,8 +14,13 @@ LabelArray = NDArray[np.int64]
 MOST_OF_ONE, MOST = 1 << 22, 1 << 26
 
 
-# Unions of single labels in one analysis.
-MOST_UNIONS = 1 << 28
+# Labels that there may be of a network whose weights are few bytes, and bytes of weights for each
+# further one: real networks have thousands, and labels take memory as well.
+_FEW, _BYTES_OF_ONE = 5 << 20, 256
+
+
+# Unions of single labels in one analysis, and those that wait to be carried out together.
+MOST_UNIONS, _MOST_PENDING = 1 << 28, 1 << 22
 
 
 class TooMany(Exception):  # noqa: N818 - an answer: the caller fixes what the node touches
@@ -36,24 +41,29 @@ class Labels:
     A set is fixed, inexact or of a kind as soon as one of its labels is. Reasons are for the
     report: the earliest one given to a set is the one told.
 
+    Parameters
+    ----------
+    stored : bytes of all weights, which bound how many labels there can be.
+
     Source: Tarjan 1975, with pointer jumping in place of the scalar walk (Shiloach and Vishkin
     1982).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stored: int = 0) -> None:
+        self._most = min(MOST, _FEW + stored // _BYTES_OF_ONE)
         self._parent = np.arange(1024, dtype=np.int64)
         self._fixed = np.zeros(1024, dtype=np.int32)
         self._inexact = np.zeros(1024, dtype=np.int32)
         self._kind = np.zeros(1024, dtype=np.int8)
         self._pending: list[tuple[LabelArray, LabelArray]] = []
-        self._unions = 0
+        self._unions = self._waiting = 0
         self.count = 0
         self._reasons: list[str] = [""]
         self._reason_numbers: dict[str, int] = {"": 0}
 
     def has_room(self, size: int) -> bool:
         """Return whether there can be so many new labels."""
-        return size <= MOST_OF_ONE and self.count + size <= MOST
+        return size <= MOST_OF_ONE and self.count + size <= self._most
 
     def fresh(self, size: int) -> LabelArray:
         """Return `size` new labels, each alone in its set."""
@@ -90,6 +100,9 @@ class Labels:
         if self._unions > MOST_UNIONS:
             raise TooMany("the network has too many indices to be told apart")
         self._pending.append((a.reshape(-1), b.reshape(-1)))
+        self._waiting += a.size
+        if self._waiting > _MOST_PENDING:
+            self._settle()
 
     def _settle(self) -> None:
         """Carry out the unions asked for since the last look: all at once is many times faster."""
@@ -98,6 +111,7 @@ class Labels:
         a = np.concatenate([pair[0] for pair in self._pending])
         b = np.concatenate([pair[1] for pair in self._pending])
         self._pending.clear()
+        self._waiting = 0
         parent = self._parent[: self.count]
         many = 8 * len(a) > self.count
         while True:
