@@ -226,6 +226,18 @@ def long_columns(count: int, size: int) -> onnx.ModelProto:
     return model([*nodes, total], [ints("shape", size, 1)], x=(1, 8))
 
 
+def reshapes(count: int) -> onnx.ModelProto:
+    """Units folded and unfolded again and again, each time by a constant of its own."""
+    nodes = [node("MatMul", ["x", "w"], ["h0"])]
+    for i in range(count):
+        nodes.append(node("Reshape", [f"h{i}", "fold"], [f"r{i}"]))
+        nodes.append(node("Reshape", [f"r{i}", "unfold"], [f"h{i + 1}"]))
+    return model(
+        [*nodes, node("ReduceSum", [f"h{count}"], ["bomb"])],
+        [floats("w", 8, 4096), ints("fold", -1, 64, 64), ints("unfold", -1, 4096)],
+    )
+
+
 def doubling(operator: str, times: int, **attributes: object) -> onnx.ModelProto:
     """A constant that grows to twice its size again and again."""
     nodes = [node(operator, [f"c{i}", f"c{i}"], [f"c{i + 1}"], **attributes) for i in range(times)]
@@ -527,6 +539,7 @@ LONG: list[tuple[Callable[[], onnx.ModelProto], str]] = [
     (lambda: layers(37_000), "pruned"),
     (lambda: fan(36_000), "pruned"),
     (lambda: nested(12), "pruned"),
+    (lambda: reshapes(3_000), "pruned"),
     (lambda: wide_join(300_000, 8), "pruned"),
 ]
 

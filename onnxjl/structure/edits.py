@@ -33,6 +33,8 @@ class Editor:
         self._run = run
         self._alive = alive
         self.constants: dict[str, np.ndarray] = {}
+        # Of the constants that an edit sets, what they were; None for the first time.
+        self._before: dict[str, np.ndarray | None] = {}
         self.attributes: dict[str, dict[str, Any]] = {}
         self._current: dict[str, np.ndarray] = {}
         self._survivors: dict[int, tuple[NDArray[np.bool_], int]] = {}
@@ -139,7 +141,7 @@ class Editor:
         if now.shape != wanted.shape:
             if not value.is_initializer():
                 raise PlanError(f"'{value.name}' can't change its length")
-            self.constants[value.name or ""] = wanted
+            self._set(value, wanted)
             return
         for flat in np.flatnonzero(now.reshape(-1) != wanted.reshape(-1)):
             self._demand(value, int(flat), int(wanted.reshape(-1)[flat]))
@@ -170,14 +172,27 @@ class Editor:
         ]
         for attempt in (1, 2):
             for node, edit in nodes:
-                before = dict(self.constants)
+                self._before.clear()
                 try:
                     edit(self, node)
-                    if attempt == 2 and not _same(before, self.constants):
+                    if attempt == 2 and self._has_changed():
                         raise PlanError("another node needs the same shape constant to differ")
                 except PlanError as error:
                     failed.setdefault(node, error)
         return list(failed.items())
+
+    def _set(self, value: ir.Value, array: np.ndarray) -> None:
+        """Give a constant its new elements."""
+        key = value.name or ""
+        self._before.setdefault(key, self.constants.get(key))
+        self.constants[key] = array
+
+    def _has_changed(self) -> bool:
+        """Return whether the constants differ from what they were before the last edit."""
+        return any(
+            old is None or not np.array_equal(old, self.constants[key])
+            for key, old in self._before.items()
+        )
 
     def _axes(self, value: ir.Value) -> ax.Axes | None:
         return self._run.axes.get(value.name or "")
@@ -216,7 +231,7 @@ class Editor:
         if value.is_initializer():
             changed = self.array(value).copy()
             changed.reshape(-1)[flat] = wanted
-            self.constants[value.name or ""] = changed
+            self._set(value, changed)
             self._current.clear()
             return
         producer = value.producer()
@@ -278,7 +293,3 @@ def _inverse_left(operator: str, b: int, wanted: int) -> int | None:
     if operator == "Mul":
         return wanted // b if b and wanted % b == 0 else None
     return wanted * b
-
-
-def _same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
