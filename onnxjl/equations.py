@@ -26,17 +26,26 @@ def check_equations(model: ir.Model) -> ir.Model:
     ------
     ModelError : an equation isn't one.
     """
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    for graph in graphs:
-        for node in graph.all_nodes():
-            equation = node.attributes.get("equation") if node.op_type == "Einsum" else None
-            if equation is None or equation.is_ref() or equation.type != ir.AttributeType.STRING:
-                continue
-            text = "".join(equation.as_string().split())
-            if not _EQUATION.fullmatch(text):
-                shown = text if len(text) <= 60 else f"{text[:60]}…"
-                raise ModelError(
-                    f"node '{node_name(node)}' (Einsum): {shown!r} is no equation; expected one "
-                    "such as 'ij,jk->ik'"
-                )
+    pending = [model.graph, *(function.graph for function in model.functions.values())]
+    while pending:
+        for node in pending.pop():
+            for attribute in node.attributes.data.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.GRAPH:
+                    pending.append(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    pending.extend(attribute.as_graphs())
+                elif (node.op_type, attribute.name) == ("Einsum", "equation"):
+                    _check(node, attribute)
     return model
+
+
+def _check(node: ir.Node, equation: ir.Attr) -> None:
+    text = "".join(equation.as_string().split())
+    if not _EQUATION.fullmatch(text):
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        raise ModelError(
+            f"node '{node_name(node)}' (Einsum): {shown!r} is no equation; expected one such as "
+            "'ij,jk->ik'"
+        )
