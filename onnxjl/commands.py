@@ -516,7 +516,7 @@ def experiment(options: Namespace) -> int:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't text"
         raise UsageError(f"{path}: can't be read: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # Numbers too long, or lists too deep, as well.
         raise UsageError(f"{path}: isn't TOML: {error}") from error
     except TypeError as error:
         raise UsageError(f"{path}: isn't TOML that an experiment can hold: {error}") from error

@@ -91,6 +91,9 @@ def _is_flat(data: tuple[Any, ...] | list[Any]) -> bool:
 
 
 def _add_file(digest: hashlib._Hash, path: str | os.PathLike[str]) -> None:
+    # What has no end, as a device or a pipe, would be read for ever.
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise DataError(f"{os.fspath(path)}: isn't a plain file")
     try:
         with Path(path).open("rb") as file:
             while block := file.read(1 << 20):

@@ -82,7 +82,11 @@ class Folder:
             except BlockingIOError as error:
                 raise OutputError(f"{self.path}: another process is at work in it") from error
         for rest in self.path.glob(f".*{_UNFINISHED}"):
-            shutil.rmtree(rest)
+            try:
+                shutil.rmtree(rest)
+            except OSError as error:  # A link, for one.
+                reason = error.strerror or error
+                raise OutputError(f"{rest}: can't be removed: {reason}") from error
         for number in range(self.finished() + 1):
             self._forget_training(number)
         file = self.path / EXPERIMENT

@@ -29,6 +29,9 @@ def _geometric(done: float, initial: float, final: float) -> float:
     return 1 - (1 - initial) * ((1 - final) / (1 - initial)) ** done
 
 
+MOST_ROUNDS = 10_000
+"""Rounds that a schedule may have; each is kept in memory, and takes seconds at least."""
+
 SCHEDULES: dict[str, Curve] = {
     "one-shot": _one_shot,
     "linear": _linear,
@@ -58,10 +61,14 @@ class Schedule:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UsageError(f"a schedule's name is {self.name!r}, not text")
         if self.name not in SCHEDULES:
             raise UsageError(unknown("schedule", self.name, SCHEDULES))
         if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
             raise UsageError(f"rounds={self.rounds!r}: a whole number of at least 1 is needed")
+        if self.rounds > MOST_ROUNDS:
+            raise UsageError(f"rounds={self.rounds}: {MOST_ROUNDS:,} at most are treated")
         if self.name == "one-shot" and self.rounds != 1:
             others = ", ".join(name for name in SCHEDULES if name != self.name)
             raise UsageError(

@@ -18,6 +18,7 @@ from text_networks import network, split_in_two
 
 import onnxjl
 from onnxjl import Experiment, regularization, schedule
+from onnxjl.cli import main
 from onnxjl.errors import BudgetError, DataError, OutputError, UsageError
 from onnxjl.rounds import Original
 from onnxjl.rounds_folder import Folder
@@ -516,12 +517,41 @@ def test_an_experiment_written_by_hand():
         ('{"macs": 0.5}', "not an experiment: 'model' is missing"),
         ('{"model": "a", "macs": 0.5, "schedule": {"round": 3}}', "a schedule has no 'round'"),
         ('{"model": "a", "macs": 0.5, "schedule": {"rounds": 3}}', "no schedule ''"),
+        ('{"model": "a", "macs": 0.5, "schedule": {"name": []}}', r"a schedule's name is \[\]"),
+        (
+            '{"model": "a", "macs": 0.5, "schedule": "linear", "rounds": 1000000000}',
+            "rounds=1000000000: 10,000 at most",
+        ),
         ('{"model": "a", "mac": 0.5}', "no field of an experiment 'mac'; did you mean 'macs'"),
     ],
 )
 def test_what_is_no_experiment(text, message):
     with pytest.raises(UsageError, match=message):
         Experiment.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["a=" + "[" * 50_000, "amount=" + "9" * 5000])
+def test_what_is_no_toml(text, tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(text)
+    assert main(["experiment", str(tmp_path / "a.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert "isn't TOML" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="reads a device")
+def test_data_without_an_end(tmp_path):
+    experiment = Experiment(model=NETWORK, macs=0.5, validate="/dev/zero")
+    with pytest.raises(DataError, match="/dev/zero: isn't a plain file"):
+        experiment.run(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a link")
+def test_a_link_called_like_what_a_killed_write_leaves(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".0.1.a.onnxjl-unfinished").symlink_to(tmp_path / "other")
+    with pytest.raises(OutputError, match="onnxjl-unfinished: can't be removed"):
+        Experiment(model=NETWORK, macs=0.5).run(tmp_path / "out")
+    assert (tmp_path / "other").exists()
 
 
 def test_data_that_cannot_be_told_apart(tmp_path, few):
