@@ -382,7 +382,7 @@ def test_external_data_outside_the_folder(tmp_path, kind):
         ("weights.bin/../../x", "outside the model's folder"),
         ("inner/../../secret", "outside the model's folder"),
         ("/dev/zero", "outside the model's folder"),
-        ("a\0b", "can't lie in .*null byte"),
+        ("a\0b", "can't lie in .*null (byte|character)"),
         ("n" * 300, "can't lie in .*: File name too long"),
         ("loop", "can't lie in 'loop'|outside|is missing"),
         ("..\\weights.bin", "is missing|outside"),
