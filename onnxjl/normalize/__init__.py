@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnxjl.equations import check_equations
 from onnxjl.errors import ModelError, OnnxjlError
@@ -19,6 +18,7 @@ from onnxjl.normalize.dead import drop_dead
 from onnxjl.normalize.fold import fold
 from onnxjl.normalize.gemm import to_gemm
 from onnxjl.normalize.inference_form import drop_identities, to_inference_form
+from onnxjl.normalize.inline import inline_functions
 from onnxjl.normalize.layer_norm import to_layer_norm
 from onnxjl.normalize.names import name_nodes
 from onnxjl.normalize.no_ops import drop_no_ops
@@ -27,55 +27,9 @@ from onnxjl.normalize.sequences import unpack_sequences
 from onnxjl.normalize.signature import drop_default_inputs
 from onnxjl.normalize.split import write_split_sizes
 from onnxjl.normalize.transposes import cancel_transposes
+from onnxjl.normalize.unfuse import unfuse
 from onnxjl.normalize.unshare import unshare_constants
 from onnxjl.normalize.untyped import drop_shapes_without_type
-
-# The largest networks that are known have some ten thousand.
-_MOST_NODES = 1_000_000
-
-
-def inline_functions(model: ir.Model) -> ir.Model:
-    """Replace calls of the model's own functions by their bodies."""
-    if not model.functions:
-        return model
-    _check_calls(model)
-    for function in model.functions.values():
-        # onnx_ir wants equal versions; ONNX's checker has made sure that these mean the same.
-        function.opset_imports.update(
-            {
-                domain: v
-                for domain, v in model.opset_imports.items()
-                if domain in function.opset_imports
-            }
-        )
-    return InlinePass()(model).model
-
-
-def _check_calls(model: ir.Model) -> None:
-    """Refuse functions that call each other so often that their bodies fill the memory."""
-    sizes: dict[ir.OperatorIdentifier, int] = {}
-
-    def size(graph: ir.Graph | ir.Function) -> int:
-        return sum(sizes.get(node.op_identifier(), 1) for node in graph.all_nodes())
-
-    # ONNX's checker has made sure that no function calls itself, and that chains are short.
-    pending = dict(model.functions)
-    while pending:
-        ready = [
-            key
-            for key, function in pending.items()
-            if not any(node.op_identifier() in pending for node in function.all_nodes())
-        ]
-        if not ready:
-            raise ModelError(f"function '{next(iter(pending))[1]}' calls itself")
-        for key in ready:
-            sizes[key] = size(pending.pop(key))
-    if (total := size(model.graph)) > _MOST_NODES:
-        raise ModelError(
-            f"written out, the model's functions make {total:,} nodes; {_MOST_NODES:,} at most "
-            "are treated"
-        )
-
 
 Pass = Callable[[ir.Model], ir.Model]
 
@@ -86,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     lift_constants,
     to_inference_form,
     raise_opset,
+    unfuse,
     lift_constants,
     drop_identities,
     drop_dead,

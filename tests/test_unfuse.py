@@ -1,0 +1,155 @@
+"""Operators that onnxruntime has fused, written out: against onnxruntime, which runs them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from models import pretrained, zoo
+from text_networks import inputs, network
+
+import onnxjl
+from onnxjl.session import open_session, run
+
+CONVOLUTION = """g (float[N, 4, 6, 6] x) => (float[N, 6, H, W] y) {{
+    y = com.microsoft.FusedConv <{attributes}> (x, w, b)
+}}"""
+WEIGHTS = {"w": (6, 4, 3, 3), "b": (6,)}
+
+
+def unfused(proto: onnx.ModelProto) -> onnxjl.Graph:
+    """The normalized network, without fused operators and with the same outputs."""
+    graph = onnxjl.normalize(proto)
+    assert not [n.op_type for n in graph.model.graph if n.op_type.startswith("Fused")]
+    feeds = inputs(proto)
+    found = run(open_session(graph), feeds)
+    for name, y in run(open_session(onnxjl.load(proto)), feeds).items():
+        assert np.abs(found[name] - y).max() <= 1e-5 * np.abs(y).max(), name
+    return graph
+
+
+def operators(graph: onnxjl.Graph) -> list[str]:
+    return [node.op_type for node in graph.model.graph]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "made"),
+    [
+        ('activation = "Relu"', "Relu"),
+        ('activation = "Sigmoid", pads = [1, 1, 1, 1], strides = [2, 2]', "Sigmoid"),
+        ('activation = "Tanh", auto_pad = "SAME_UPPER"', "Tanh"),
+        ('activation = "LeakyRelu", activation_params = [0.3]', "LeakyRelu"),
+        ('activation = "HardSigmoid", activation_params = [0.3, 0.4]', "HardSigmoid"),
+        ('activation = "Clip", activation_params = [-1.0, 2.5], dilations = [2, 2]', "Clip"),
+    ],
+)
+def test_convolutions(attributes: str, made: str) -> None:
+    proto = network(CONVOLUTION.format(attributes=attributes), WEIGHTS)
+    proto.graph.node[0].name = "conv"
+    graph = unfused(proto)
+    assert operators(graph) == ["Conv", made]
+    assert graph.model.graph[0].name == "conv"
+    assert list(graph.model.graph.initializers)[:2] == ["w", "b"]
+
+
+def test_a_convolution_of_groups_that_adds_another_value() -> None:
+    proto = network(
+        """g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) {
+            z = Conv <pads: ints = [1, 1, 1, 1]> (x, v)
+            y = com.microsoft.FusedConv
+                <activation = "Relu", group = 2, pads = [1, 1, 1, 1]> (x, w, b, z)
+        }""",
+        {"w": (6, 2, 3, 3), "b": (6,), "v": (6, 4, 3, 3)},
+    )
+    assert operators(unfused(proto)) == ["Conv", "Conv", "Add", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "made"),
+    [
+        ('activation = "Relu"', "Relu"),
+        ('activation = "LeakyRelu", activation_alpha = 0.3', "LeakyRelu"),
+        ('activation = "Sigmoid"', "Sigmoid"),
+        ('activation = "Tanh"', "Tanh"),
+    ],
+)
+def test_products_with_a_bias(activation: str, made: str) -> None:
+    proto = network(
+        f"""g (float[N, 4] x) => (float[N, 6] y) {{
+            y = com.microsoft.FusedGemm
+                <{activation}, transB = 1, alpha = 0.5, beta = 2.0> (x, w, b)
+        }}""",
+        {"w": (6, 4), "b": (6,)},
+    )
+    assert operators(unfused(proto)) == ["Gemm", made]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "a", "b", "made"),
+    [
+        ("alpha = 0.25", [2, 3, 5, 4], [2, 3, 4, 6], ["MatMul", "Mul"]),
+        ("transB = 1", [2, 3, 5, 4], [2, 3, 6, 4], ["Transpose", "MatMul"]),
+        ("transA = 1", [2, 3, 4, 5], [2, 3, 4, 6], ["Transpose", "MatMul"]),
+        ("transA = 1, transB = 1", [4, 5], [6, 4], ["Transpose", "Transpose", "MatMul"]),
+        ("alpha = 1.0", [5, 4], [4, 6], ["MatMul"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_products(attributes: str, a: list[int], b: list[int], made: list[str], kind: str) -> None:
+    """Of values whose rank and type the file doesn't tell."""
+    sizes = ", ".join("ABCD"[: len(a)])
+    proto = network(
+        f"""g ({kind}{a} p, {kind}{b} q) => ({kind}[{sizes}] y) {{
+            l = Tanh (p)
+            r = Tanh (q)
+            y = com.microsoft.FusedMatMul <{attributes}> (l, r)
+        }}""",
+        {},
+    )
+    del proto.graph.value_info[:]
+    graph = unfused(proto)
+    assert sorted(operators(graph)) == sorted(["Tanh", "Tanh", *made])
+
+
+def test_what_is_not_known_stays() -> None:
+    proto = network(
+        CONVOLUTION.format(attributes='activation = "Celu", pads = [1, 1, 1, 1]'), WEIGHTS
+    )
+    graph = onnxjl.normalize(proto)
+    assert operators(graph) == ["FusedConv"]
+    assert sorted(graph.model.graph.initializers) == ["b", "w"]
+
+
+def optimized(proto: onnx.ModelProto, path: Path) -> Path:
+    """Let onnxruntime write the network as it would run it."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18.ts17", "mobilenet_v2.ts17", "bertlike.dynamo", "minilm"]
+)
+def test_networks_that_onnxruntime_has_optimized(name: str, tmp_path: Path) -> None:
+    """They have the groups that the network itself has, and pruned they pass their check."""
+    if name == "minilm":
+        if name not in pretrained.available():
+            pytest.skip("its package isn't installed")
+        proto = onnx.load(pretrained.available()[name])
+    else:
+        proto = zoo.load(name)
+    path = optimized(proto, tmp_path / "optimized.onnx")
+    fused = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert fused["FusedConv"] + fused["FusedGemm"] + fused["FusedMatMul"] > 0
+    assert onnxjl.compare(path, onnxjl.normalize(path)).difference <= 1e-5
+    sizes = sorted(group.size for group in onnxjl.groups(path))
+    assert sizes == sorted(group.size for group in onnxjl.groups(proto))
+    saved = onnxjl.save(onnxjl.prune(path, macs=0.6), tmp_path / "small.onnx")
+    assert saved.check.status == "equal"
