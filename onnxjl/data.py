@@ -21,6 +21,7 @@ Floating arrays are cast to the input's floating type; integers, booleans and st
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ BATCH_SIZE = 64
 
 # Bytes that any archive may unpack to, and times its own size; deflating makes at most 1032.
 _MOST_UNPACKED, _MOST_TIMES = 1 << 29, 100
+
+# Held while an archive is read: its arrays tell type and shape in Python's syntax, whose parser
+# fails now and then in Python 3.11 where several threads use it.
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             stream.seek(0)
             _check_archive(zipfile.ZipFile(stream), os.fstat(stream.fileno()).st_size, file)
             stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
+            with _parsing, np.load(stream, allow_pickle=False) as archive:
                 arrays = {}
                 for name in archive.files:
                     array = _member(archive, name, file)

@@ -34,6 +34,7 @@ class Stream:
         self._present: set[str] = set()
         self._count = 0
         self._numbers: dict[str, int] = {}
+        self._forms: dict[Path, tuple[np.dtype, tuple[int, ...]]] = {}
         self._inputs: set[str] = set()
         try:
             for feeds in batches:
@@ -140,13 +141,22 @@ class Stream:
 
     def _file(self, name: str, i: int) -> Path:
         number = self._numbers.setdefault(name, len(self._numbers))
-        return Path(self._folder.name) / f"{number}.{i}.npy"
+        return Path(self._folder.name) / f"{number}.{i}"
+
+    # NumPy's own files tell type and shape in Python's syntax, whose parser fails now and then in
+    # Python 3.11 where several threads use it.
 
     def _write(self, name: str, i: int, array: np.ndarray) -> None:
-        np.save(self._file(name, i), array, allow_pickle=False)
+        file = self._file(name, i)
+        self._forms[file] = array.dtype, array.shape
+        array.tofile(file)
 
     def _read(self, name: str, i: int) -> np.ndarray:
-        return np.load(self._file(name, i), mmap_mode="r", allow_pickle=False)
+        file = self._file(name, i)
+        dtype, shape = self._forms[file]
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", shape=shape)
 
 
 def _declared(value: ir.Value) -> onnx.ValueInfoProto:
