@@ -51,8 +51,8 @@ def cut_weights(graph: onnxjl.Graph) -> list[tuple[str, ir.Value]]:
         ((300, 5, 3, 3), (0,)),
         ((5, 300, 3, 3), (1,)),
         ((5, 300, 3, 3), (1, 0)),
-        ((2, 3, 70_000), (2, 0)),  # A row is more than is gathered at once.
-        ((900, 400), (0, 1)),  # Several blocks, the last one shorter.
+        ((2, 3, 400_000), (2, 0)),  # A row is more than is gathered at once.
+        ((900, 4000), (0, 1)),  # Several blocks, the last one shorter.
         ((6, 5, 4), (0, 1, 2)),
     ],
 )
