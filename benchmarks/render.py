@@ -55,8 +55,8 @@ def render(results: dict[str, Any]) -> str:
         "## In memory",
         "Groups, l2 and surgery of a normalized graph, against `apply_structured_pruning` of "
         f"onnxsim, in Python and in C++, with sparsity {ratio}, on the same model. Load and "
-        "normalize come before, once, and start from the file's bytes. onnxjl copies what is left of "
-        "a weight when it is read; here all weights are read at the end.",
+        "normalize come before, once, and start from the file's bytes. onnxjl copies what is left "
+        "of a weight when it is read; here all weights are read at the end.",
         table(
             [
                 "network",
