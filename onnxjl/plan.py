@@ -361,7 +361,8 @@ def _constant(graph: Graph, name: str, value: np.ndarray) -> ir.Tensor:
     dtype = _initializer(graph, name).dtype
     if not dtype.is_integer():
         raise PlanError(f"'{name}' holds {dtype.name.lower()}, and is no constant")
-    return _tensor(np.asarray(value).astype(dtype.numpy()), dtype, name)
+    array = np.asarray(value).astype(dtype.numpy(), order="C")
+    return ir.Tensor(array, dtype=dtype, name=name)
 
 
 def _initializer(graph: Graph, name: str) -> ir.TensorProtocol:
@@ -369,11 +370,6 @@ def _initializer(graph: Graph, name: str) -> ir.TensorProtocol:
     if value is None or value.const_value is None:
         raise PlanError(f"no initializer is called '{name}'")
     return value.const_value
-
-
-def _tensor(array: np.ndarray, dtype: ir.DataType, name: str) -> ir.Tensor:
-    # Not ascontiguousarray, which makes a scalar an array of one.
-    return ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
 
 
 def _edit_nodes(network: ir.Graph, plan: Plan) -> None:

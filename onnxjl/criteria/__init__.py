@@ -23,9 +23,18 @@ from onnxjl.criteria import (
     reconstruction,
 )
 from onnxjl.criteria.aggregation import AGGREGATIONS, NORMALIZATIONS, normalize
-from onnxjl.criteria.registry import CRITERIA, Criterion, Function, get, name_of, register, unknown
+from onnxjl.criteria.registry import (
+    CRITERIA,
+    Criterion,
+    Function,
+    called,
+    get,
+    name_of,
+    register,
+    unknown,
+)
 from onnxjl.criteria.weights import GroupWeights, Scoring, checked_seed
-from onnxjl.errors import OnnxjlError, UsageError
+from onnxjl.errors import UsageError
 from onnxjl.graph import Graph
 from onnxjl.structure import Group
 
@@ -116,14 +125,7 @@ def _scores(scoring: Scoring, group: Group, criterion: Criterion) -> np.ndarray:
     weights = GroupWeights(scoring, group)
     registered = CRITERIA.get(criterion.name) is criterion
     start = f"criterion '{criterion.name}', group '{group.name}'"
-    try:
-        result = criterion.function(group, weights)
-    except (OnnxjlError, Warning, MemoryError):
-        raise
-    except Exception as error:
-        if registered:
-            raise
-        raise UsageError(f"{start}: it raised {type(error).__name__}: {error}") from error
+    result = called(criterion.function, group, weights, registered=registered, start=start)
     try:
         scores = np.asarray(result)
     except (TypeError, ValueError, RuntimeError) as error:

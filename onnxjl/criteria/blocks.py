@@ -19,10 +19,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxjl import session
-from onnxjl.criteria.registry import name_of, unknown
+from onnxjl.criteria.registry import called, name_of, unknown
 from onnxjl.criteria.roles import role
 from onnxjl.data import batches
-from onnxjl.errors import DataError, OnnxjlError, UsageError
+from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph, node_name
 from onnxjl.progress import progress
 from onnxjl.structure.blocks import Block
@@ -210,17 +210,11 @@ def score_blocks(scoring: BlockScoring, criterion: BlockCriterion) -> np.ndarray
         raise UsageError(
             f"criterion '{criterion.name}' is measured on data: give some (data=, --data FILE.npz)"
         )
+    registered = BLOCK_CRITERIA.get(criterion.name) is criterion
     scores = []
     for block in scoring.blocks:
         start = f"criterion '{criterion.name}', block '{block.name}'"
-        try:
-            score = criterion.function(block, scoring)
-        except (OnnxjlError, Warning, MemoryError):
-            raise
-        except Exception as error:
-            if BLOCK_CRITERIA.get(criterion.name) is criterion:
-                raise
-            raise UsageError(f"{start}: it raised {type(error).__name__}: {error}") from error
+        score = called(criterion.function, block, scoring, registered=registered, start=start)
         cause: Exception | None = None
         try:
             number = float(score)

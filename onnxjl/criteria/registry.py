@@ -6,11 +6,12 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from onnxjl.criteria.weights import GroupWeights
-from onnxjl.errors import UsageError
+from onnxjl.errors import OnnxjlError, UsageError
 from onnxjl.structure import Group
 
 Function = Callable[[Group, GroupWeights], np.ndarray]
@@ -126,6 +127,29 @@ def name_of(criterion: str | Function | Criterion) -> str:
     if isinstance(criterion, Criterion):
         return criterion.name
     return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def called(function: Callable[..., Any], *given: Any, registered: bool, start: str) -> Any:
+    """What a criterion's function returns; what the user's own raises is theirs to mend.
+
+    Parameters
+    ----------
+    function, given : the function, and what it takes.
+    registered : whether it is one of ours, whose faults aren't the user's.
+    start : of the message: which criterion, and what it scores.
+
+    Raises
+    ------
+    UsageError : a function of the user's own raised something.
+    """
+    try:
+        return function(*given)
+    except (OnnxjlError, Warning, MemoryError):
+        raise
+    except Exception as error:
+        if registered:
+            raise
+        raise UsageError(f"{start}: it raised {type(error).__name__}: {error}") from error
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:

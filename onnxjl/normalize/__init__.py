@@ -8,7 +8,6 @@ from functools import partial
 
 import onnx_ir as ir
 
-from onnxjl.equations import check_equations
 from onnxjl.errors import ModelError, OnnxjlError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph
@@ -35,7 +34,6 @@ Pass = Callable[[ir.Model], ir.Model]
 
 PASSES: tuple[Pass, ...] = (
     inline_functions,
-    check_equations,
     drop_default_inputs,
     lift_constants,
     to_inference_form,

@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import onnx_ir as ir
 
+from onnxjl.equations import check_equations
 from onnxjl.errors import ModelError
 from onnxjl.graph import subgraphs
 
@@ -22,8 +23,8 @@ def inline_functions(model: ir.Model) -> ir.Model:
 
     Raises
     ------
-    ModelError : a function calls itself, takes a graph as an attribute, is called with more inputs
-        than it has, or all of them make too many nodes.
+    ModelError : a function calls itself or is called with more inputs than it has, all of them make
+        too many nodes, or a call gives an equation that is none.
     """
     if not model.functions:
         return model
@@ -39,7 +40,8 @@ def inline_functions(model: ir.Model) -> ir.Model:
         if called is not None:
             pending += _replace(node, called, naming)[::-1]
     model.functions.clear()
-    return model
+    # Those that bodies took from their callers are known now.
+    return check_equations(model)
 
 
 def _check_size(model: ir.Model) -> None:
@@ -124,8 +126,6 @@ def _resolve(body: ir.Function, attributes: Mapping[str, ir.Attr]) -> None:
             given = attributes.get(attribute.ref_attr_name or "")
             if given is None:
                 del node.attributes[name]
-            elif given.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-                raise ModelError(f"function '{body.name}' takes a graph as its attribute '{name}'")
             else:
                 node.attributes[name] = ir.Attr(name, given.type, given.value)
 
