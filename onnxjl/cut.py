@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +18,10 @@ _BLOCK = 1 << 22
 Kept = Mapping[int, NDArray[np.int64]]
 
 
-class Cut:
+class Cut(ir.TensorProtocol):
     """What is left of a weight when only some indices of its axes are kept.
 
-    It refers to the whole weight until it is called for a tensor, which it then keeps instead.
+    It refers to the whole weight until its elements are asked for, which it then keeps instead.
     Written to a file block by block it is never in memory as a whole.
 
     Parameters
@@ -28,78 +29,101 @@ class Cut:
     whole : the weight that is cut.
     kept : axis -> (k,) int, the 0-based sorted indices that stay, all of which it has.
     name : the initializer's.
+
+    Raises
+    ------
+    ExternalDataError : by whatever reads it: the file that holds the whole weight went away, or was
+        exchanged.
     """
 
     def __init__(self, whole: ir.TensorProtocol, kept: Kept, name: str) -> None:
         sizes = list(whole.shape.numpy())
         for axis, indices in kept.items():
             sizes[axis] = len(indices)
-        self.shape = tuple(sizes)
-        self.dtype = whole.dtype
         self.name = name
-        self._tensor: ir.Tensor | None = None
+        self.shape = ir.Shape(sizes, frozen=True)
+        self._sizes = tuple(sizes)
+        self.dtype = whole.dtype
+        self.doc_string: str | None = None
+        self.metadata_props: dict[str, str] = {}
+        self.meta: dict[str, Any] = {}
+        self._array: np.ndarray | None = None
         self._whole: ir.TensorProtocol | None = whole
         self._kept = kept
-        earlier = cut_of(whole)
-        source = None if earlier is None else earlier._whole
-        if earlier is not None and source is not None:
-            before = earlier._kept
+        source = whole._whole if isinstance(whole, Cut) else None
+        if isinstance(whole, Cut) and source is not None:
+            before = whole._kept
             later = {
                 a: before[a][indices] if a in before else indices for a, indices in kept.items()
             }
             self._whole, self._kept = source, {**before, **later}
 
-    def __call__(self) -> ir.Tensor:
-        """The tensor, which is kept from now on.
+    @property
+    def raw(self) -> ir.TensorProtocol:
+        """The whole weight; itself once it has been read."""
+        return self if self._whole is None else self._whole
 
-        Raises
-        ------
-        ExternalDataError : the file that holds the whole weight went away, or was exchanged.
-        """
-        if self._tensor is None:
-            array, start = np.empty(self.shape, dtype=self.dtype.numpy()), 0
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self._sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its elements in ONNX's form."""
+        return math.ceil(self.size * self.dtype.itemsize)
+
+    def numpy(self) -> np.ndarray:
+        """Its elements, which are kept from now on."""
+        if self._array is None:
+            array, start = None, 0
             for block in self.blocks():
-                if len(block) == self.shape[0]:
+                if len(block) == self._sizes[0]:
                     array = block
-                else:
-                    array[start : start + len(block)] = block
-                    start += len(block)
-            self._tensor = ir.Tensor(array, dtype=self.dtype, name=self.name)
+                    continue
+                if array is None:
+                    array = np.empty(self._sizes, dtype=block.dtype)
+                array[start : start + len(block)] = block
+                start += len(block)
+            self._array = np.empty(self._sizes, self.dtype.numpy()) if array is None else array
             self._whole = None
-        return self._tensor
+        return self._array
+
+    def tobytes(self) -> bytes:
+        """Its elements in ONNX's little-endian form."""
+        return ir.Tensor(self.numpy(), dtype=self.dtype).tobytes()
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        return self.numpy().__array__(dtype)
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        return self.numpy().__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> Any:
+        return self.numpy().__dlpack_device__()
+
+    def __repr__(self) -> str:
+        return f"Cut<{self.dtype},{self.shape}>(name={self.name!r})"
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the elements in their order, in contiguous arrays of whole rows that aren't kept.
-
-        Raises
-        ------
-        ExternalDataError : the file that holds the whole weight went away, or was exchanged.
-        """
-        whole = self._whole  # Read first: another thread may set the tensor, and drops this then.
-        if whole is None or self._tensor is not None:
-            yield self().numpy()
+        """Yield the elements in their order, as contiguous arrays of whole rows; keep none."""
+        whole = self._whole  # Read first: another thread may set the array, and drop this then.
+        if whole is None or self._array is not None:
+            yield self.numpy()
             return
-        array = whole.numpy()
-        rows = self._kept.get(0)
+        array, kept = whole.numpy(), self._kept
+        count = self._sizes[0]
         step = max(1, _BLOCK // max(1, math.prod(array.shape[1:]) * array.itemsize))
-        for start in range(0, self.shape[0], step):
-            some = slice(start, start + step)
-            block = array[some] if rows is None else array.take(rows[some], axis=0)
-            for axis, indices in self._kept.items():
+        for start in range(0, count, step):
+            block = array
+            if 0 in kept:
+                rows = kept[0]
+                block = block.take(rows if step >= count else rows[start : start + step], axis=0)
+            elif step < count:
+                block = block[start : start + step]
+            for axis, indices in kept.items():
                 if axis > 0:
                     block = block.take(indices, axis=axis)
             yield block
         del array  # A file that an array reads stays mapped, and open.
         unmap(whole)
-
-
-def cut(whole: ir.TensorProtocol, kept: Kept, name: str) -> ir.LazyTensor:
-    """Return a weight with the indices that stay; see `Cut`."""
-    made = Cut(whole, kept, name)
-    return ir.LazyTensor(made, made.dtype, ir.Shape(made.shape, frozen=True), name=name)
-
-
-def cut_of(tensor: ir.TensorProtocol) -> Cut | None:
-    """Return how a weight was cut, if `cut` made it."""
-    made = tensor.raw if isinstance(tensor, ir.LazyTensor) else None
-    return made if isinstance(made, Cut) else None

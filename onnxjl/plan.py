@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnxjl.cut import cut
+from onnxjl.cut import Cut
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
 from onnxjl.garbage import without_collection
@@ -353,7 +353,7 @@ def _cut(graph: Graph, name: str, axes: Mapping[int, NDArray[np.int64]]) -> ir.T
     for axis, indices in axes.items():
         if axis >= len(shape) or (len(indices) and indices[-1] >= shape[axis]):
             raise PlanError(f"'{name}' has shape {shape}: no such index on axis {axis}")
-    return cut(tensor, axes, name) if axes else tensor
+    return Cut(tensor, axes, name) if axes else tensor
 
 
 def _constant(graph: Graph, name: str, value: np.ndarray) -> ir.Tensor:

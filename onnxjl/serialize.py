@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxjl.cut import cut_of
+from onnxjl.cut import Cut
 from onnxjl.errors import ModelError
 from onnxjl.graph import Graph
 from onnxjl.load import first_cause
@@ -157,8 +157,7 @@ def write_tensor(tensor: ir.TensorProtocol, file: Sink) -> None:
         # Copied from file to file in pieces, so that its pages never count as ours.
         tensor.tofile(_Chunks(file))
     elif tensor.dtype.bitwidth % 8 == 0 and np.little_endian:
-        made = cut_of(tensor)
-        for array in (tensor.numpy(),) if made is None else made.blocks():
+        for array in tensor.blocks() if isinstance(tensor, Cut) else (tensor.numpy(),):
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     else:
         file.write(tensor.tobytes())
@@ -177,7 +176,7 @@ class _Chunks:
 def _inside(value: ir.Value) -> ir.Value:
     """The initializer with its data in memory, if they aren't there already."""
     tensor = value.const_value
-    if not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
+    if not isinstance(tensor, ir.ExternalTensor | ir.LazyTensor | Cut):
         return value
     return _with(value, ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name))
 

@@ -16,7 +16,7 @@ import pytest
 from models import zoo
 
 import onnxjl
-from onnxjl.cut import cut, cut_of
+from onnxjl.cut import Cut
 from onnxjl.errors import ExternalDataError, PlanError
 from onnxjl.serialize import write_tensor
 
@@ -40,7 +40,7 @@ def written(weight: ir.TensorProtocol) -> bytes:
 
 def cut_weights(graph: onnxjl.Graph) -> list[tuple[str, ir.Value]]:
     values = graph.model.graph.initializers.items()
-    return [(name, value) for name, value in values if cut_of(value.const_value) is not None]
+    return [(name, value) for name, value in values if isinstance(value.const_value, Cut)]
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
@@ -62,7 +62,7 @@ def test_what_is_left_is_what_numpy_takes(
     whole = tensor(*shape, dtype=dtype)
     kept = {axis: some(shape[axis] // 2 + 1, shape[axis], axis) for axis in axes}
     wanted = whole.numpy()[np.ix_(*(kept.get(i, np.arange(n)) for i, n in enumerate(shape)))]
-    left = cut(whole, kept, "w")
+    left = Cut(whole, kept, "w")
     assert (tuple(left.shape), left.dtype, left.name) == (wanted.shape, dtype, "w")
     assert written(left) == wanted.tobytes()
     assert left.numpy().tobytes() == wanted.tobytes()
@@ -75,10 +75,10 @@ def test_what_is_left_is_what_numpy_takes(
 def test_a_cut_of_a_cut(read_between: bool) -> None:
     whole = tensor(20, 12, 3)
     first, second = {0: some(9, 20, 1), 1: some(8, 12, 2)}, {0: some(4, 9, 3), 2: np.array([0, 2])}
-    once = cut(whole, first, "w")
+    once = Cut(whole, first, "w")
     if read_between:
         once.numpy()
-    twice = cut(once, second, "w")
+    twice = Cut(once, second, "w")
     wanted = whole.numpy()[first[0]][:, first[1]][second[0]][..., [0, 2]]
     assert written(twice) == wanted.tobytes()
     assert np.array_equal(twice.numpy(), wanted)
@@ -87,7 +87,7 @@ def test_a_cut_of_a_cut(read_between: bool) -> None:
 def test_the_whole_weight_is_let_go_when_the_cut_one_is_read() -> None:
     whole = tensor(8, 4)
     there = weakref.ref(whole.numpy())
-    left = cut(whole, {0: np.array([1, 5])}, "w")
+    left = Cut(whole, {0: np.array([1, 5])}, "w")
     del whole
     gc.collect()
     assert there() is not None
@@ -101,7 +101,7 @@ def test_saving_keeps_no_copy_of_a_weight(tmp_path: Path) -> None:
     small.save(tmp_path / "small.onnx", check=False)
     large = [v.const_value for _, v in cut_weights(small) if v.const_value.nbytes > 1024]
     assert len(large) > 10
-    assert all(cut_of(tensor)._tensor is None for tensor in large)
+    assert all(tensor._array is None for tensor in large)
     stored = onnx.load(tmp_path / "small.onnx").graph.initializer
     for each in stored:
         assert np.array_equal(onnx.numpy_helper.to_array(each), small.weight(each.name))
