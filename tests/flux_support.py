@@ -44,6 +44,16 @@ def name_julia() -> None:
     os.environ[EXECUTABLE], os.environ[PROJECT] = executable, done.stdout
 
 
+def own_depot(folder: Path) -> dict[str, str]:
+    """Let Julia compile into a folder: for an OnnxJL that isn't the checkout's.
+
+    Julia has one file for a package of this name, wherever it comes from. To replace it under a
+    process that runs from it isn't safe: some builds of libunwind read it again.
+    """
+    others = os.environ.get("JULIA_DEPOT_PATH", "")  # An empty entry stands for Julia's own.
+    return {"JULIA_DEPOT_PATH": os.pathsep.join([str(folder), others])}
+
+
 def julia(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Julia with a Python that has onnxjl."""
     place = julia_environment.find()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flux_support import needs_julia
+from flux_support import needs_julia, own_depot
 
 import onnxjl
 from onnxjl import cli, flux, julia_environment
@@ -178,7 +178,7 @@ with warnings.catch_warnings(record=True) as caught:
     {RUN.strip().replace(chr(10), chr(10) + "    ")}
 print([str(w.message) for w in caught if "brings its own" in str(w.message)][0])
 """
-    ran, told = run(code).splitlines()
+    ran, told = run(code, **own_depot(tmp_path / "depot")).splitlines()
     assert ran == "(4, 10) True"
     assert told.startswith(f"Julia has OnnxJL from {other.resolve()}, and this onnxjl brings its")
 

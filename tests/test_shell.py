@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flux_support import is_there, needs_julia
+from flux_support import is_there, needs_julia, own_depot
 from test_readme import PAGES, ROOT, blocks, name
 
 from onnxjl import julia_environment
@@ -161,14 +161,16 @@ def test_a_contributor_sets_up_and_checks(checkout: Path) -> None:
 def test_a_release_is_built_and_tried(checkout: Path, tmp_path: Path) -> None:
     environment = fresh(tmp_path / "fresh")
     shell("pip install --quiet build", checkout, environment)
-    printed = shell(allowing(commands("RELEASING.md", 0)), checkout, environment, **julia_named())
+    variables = {**julia_named(), **own_depot(tmp_path / "depot")}
+    printed = shell(allowing(commands("RELEASING.md", 0)), checkout, environment, **variables)
     assert "Successfully built onnxjl-" in printed
     assert "onnxjl 0." in printed
 
 
 def test_it_is_installed_from_files_alone(checkout: Path, tmp_path: Path) -> None:
     page = "docs/howto/installation.md"
-    shell(allowing(commands(page, 0)), checkout, fresh(tmp_path / "first"), **julia_named())
+    variables = {**julia_named(), **own_depot(tmp_path / "depot")}
+    shell(allowing(commands(page, 0)), checkout, fresh(tmp_path / "first"), **variables)
     shell(commands(page, 1), checkout, fresh(tmp_path / "second"))
     (tmp_path / "elsewhere").mkdir()
     shutil.move(checkout / "wheels", tmp_path / "elsewhere")

@@ -23,7 +23,7 @@ from environments import (
     prune_a_network,
     run,
 )
-from flux_support import needs_julia
+from flux_support import needs_julia, own_depot
 from hatchling.builders.wheel import WheelBuilder
 
 import onnxjl
@@ -141,7 +141,7 @@ def start_from(python: str | Path, path: Sequence[Path], folder: Path) -> tuple[
     done = subprocess.run(
         [str(python), "-c", START, str(MODELS)],
         cwd=folder,
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, **own_depot(folder / "depot")},
         capture_output=True,
         text=True,
         check=False,
