@@ -50,10 +50,15 @@ class Measurement:
         return result
 
     def repeat(self, name: str, work: Callable[[], Any], times: int) -> Any:
-        """Run a step several times after a warm-up; its time is the median."""
+        """Run a step several times after a warm-up; its time is the median.
+
+        Every run begins alike: what the one before it made is gone.
+        """
         result = work()
         seconds = []
         for _ in range(times):
+            del result
+            gc.collect()
             start = time.perf_counter()
             result = work()
             seconds.append(time.perf_counter() - start)
