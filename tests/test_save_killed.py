@@ -105,17 +105,18 @@ def test_a_signal_during_save_leaves_the_file_as_it_was(sent, tmp_path):
         "saving.save(sys.argv[1], sys.argv[2], force=True, check=False)\n"
     )
     arguments = [str(tmp_path / "in.model"), str(tmp_path / "out.onnx")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == "now\n"
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
         process.send_signal(sent)
-        assert process.wait() == -sent
+        _, errors = process.communicate()
+    assert said == "now\n", errors
+    assert process.returncode == -sent
     assert (tmp_path / "out.onnx").read_bytes() == b"old"
     save(tmp_path / "in.model", tmp_path / "out.onnx", force=True, check=False)
     assert {path.name for path in tmp_path.iterdir()} == {"in.model", "out.onnx"}
