@@ -132,9 +132,9 @@ def save(
         with _Temporary(target) as temporary:
             write(graph, temporary.file)
             outcome = finish(temporary)
-            temporary.rename(target)
+            size = temporary.rename(target).st_size
         _remove_unnamed(old, graph)
-        return Saved(target, None, target.stat().st_size, outcome)
+        return Saved(target, None, size, outcome)
 
 
 def save_text(text: str, path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -285,21 +285,23 @@ def _save_in_two(graph: Graph, target: Path, finish: Callable[[_Temporary], Outc
         temporary.flush()
         data = _data_name(target, sink.digest)
         # Its name tells its content: a file that is there already is the same, or not ours.
-        known = data.exists()
-        if known and (not data.is_file() or digest_of(data) != sink.digest):
-            raise OutputError(f"{data}: exists and isn't ours; move it away")
-        temporary.rename(data)
+        with contextlib.suppress(FileNotFoundError):  # By now, perhaps.
+            if not stat.S_ISREG(data.stat().st_mode) or digest_of(data) != sink.digest:
+                raise OutputError(f"{data}: exists and isn't ours; move it away")
+        with _alone_in(data.parent):
+            known = data.exists()
+            written = temporary.rename(data)
         if not known:
-            stack.enter_context(_removed_on_error(data, target))
+            stack.enter_context(_removed_on_error(data, written.st_ino, target))
         proto = skeleton(graph, lambda name, tensor: (data.name, offsets[name]))
         proto.metadata_props.add(key=MARK, value=data.name)
         with _Temporary(target) as temporary:
             temporary.file.write(proto.SerializeToString(deterministic=True))
             outcome = finish(temporary)
-            temporary.rename(target)
+            size = written.st_size + temporary.rename(target).st_size
     if old != data:
         _remove_unnamed(old, graph)
-    return Saved(target, data, target.stat().st_size + data.stat().st_size, outcome)
+    return Saved(target, data, size, outcome)
 
 
 def _data_name(target: Path, digest: str) -> Path:
@@ -356,9 +358,14 @@ class _Temporary:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def rename(self, target: Path) -> None:
-        """Give the file its name, replacing the file that has it."""
+    def rename(self, target: Path) -> os.stat_result:
+        """Give the file, which was flushed, its name, replacing the file that has it.
+
+        What it is like is returned, since another process may replace it at once.
+        """
+        status = os.fstat(self.file.fileno())
         os.replace(self.path, target)
+        return status
 
 
 class _Hashing:
@@ -424,15 +431,27 @@ def _as_output_error(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _removed_on_error(data: Path, target: Path) -> Iterator[None]:
-    """Remove the new data file if the model that names it didn't get its name."""
-    made = data.stat().st_ino
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process give a data file its name, or remove one, in a folder meanwhile."""
+    with contextlib.ExitStack() as stack:
+        if flock is not None:
+            with contextlib.suppress(OSError):  # It can't be read, or has no locks.
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                flock(descriptor, LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _removed_on_error(data: Path, made: int, target: Path) -> Iterator[None]:
+    """Remove the new data file, of this inode, if the model that names it didn't get its name."""
     try:
         yield
     except BaseException:
-        # Another process may have put an equal one in its place, for a model of its own.
-        if _marked_data(target) != data and data.exists() and data.stat().st_ino == made:
-            data.unlink(missing_ok=True)
+        with _alone_in(data.parent):
+            # Another process may have put an equal one in its place, for a model of its own.
+            if _marked_data(target) != data and data.exists() and data.stat().st_ino == made:
+                data.unlink(missing_ok=True)
         raise
 
 
@@ -462,7 +481,7 @@ def _remove_unnamed(data: Path | None, graph: Graph) -> None:
     if data is None:
         return
     # A model that can't be read may name it.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _alone_in(data.parent):
         # The graph that was saved may still be reading its weights from there.
         if any(file.exists() and data.samefile(file) for file in input_files(graph)):
             return

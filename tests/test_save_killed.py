@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -15,9 +16,11 @@ import pytest
 import small_networks as small
 
 from onnxjl.errors import OutputError
+from onnxjl.external import digest_of
 from onnxjl.load import load
 from onnxjl.save import save
 
+saving = importlib.import_module("onnxjl.save")  # `onnxjl.save` is the function.
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and sends signals")
 
 # Writes one of two networks over the other, in a child that is killed after a random time; the
@@ -130,7 +133,7 @@ def test_two_processes_write_one_target(external, tmp_path):
         "import sys, onnxjl\n"
         "from onnxjl.save import save\n"
         "graph = onnxjl.load(sys.argv[1])\n"
-        "for _ in range(12):\n"
+        "for _ in range(60):\n"
         "    save(graph, sys.argv[2], force=True, check=False, external=sys.argv[3] == '1')\n"
     )
     processes = [
@@ -154,6 +157,64 @@ def test_two_processes_write_one_target(external, tmp_path):
         assert process.returncode == 0, said
     assert load(tmp_path / "out.onnx").fingerprint in wanted
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_other_writer_removes_what_is_being_looked_at(tmp_path, monkeypatch):
+    """The data of an equal model are there, and gone before they are read; then those just made."""
+    onnx.save(small.convolutions(), tmp_path / "in.model")
+    target = tmp_path / "out.onnx"
+    data = save(tmp_path / "in.model", target, check=False, external=True).data
+
+    def gone(path):
+        os.unlink(path)
+        return digest_of(path)
+
+    monkeypatch.setattr(saving, "digest_of", gone)
+    again = save(tmp_path / "in.model", target, force=True, check=False, external=True)
+    assert again.data == data
+    assert load(target).fingerprint == load(tmp_path / "in.model").fingerprint
+
+    def replaced(source, name):
+        replace(source, name)
+        if os.fspath(name) == os.fspath(target):
+            data.unlink()
+
+    replace = os.replace
+    monkeypatch.setattr(saving, "digest_of", digest_of)
+    monkeypatch.setattr(os, "replace", replaced)
+    third = save(tmp_path / "in.model", target, force=True, check=False, external=True)
+    assert third.size == again.size
+
+
+def test_data_are_named_and_removed_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """Or one would remove the file that another has put there after the first looked at it."""
+    fcntl = pytest.importorskip("fcntl")
+    folder, alone = os.open(tmp_path, os.O_RDONLY), []
+
+    def looked(name, function):
+        def wrapper(*args):
+            if name == "_holds" or str(args[-1]).endswith(".data"):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    alone.append((name, True))
+                else:
+                    fcntl.flock(folder, fcntl.LOCK_UN)
+                    alone.append((name, False))
+            return function(*args)
+
+        return wrapper
+
+    for name, seed in (("a.model", 0), ("b.model", 1)):
+        onnx.save(small.convolutions(seed=seed), tmp_path / name)
+    first = save(tmp_path / "a.model", tmp_path / "out.onnx", check=False, external=True)
+    monkeypatch.setattr(os, "replace", looked("replace", os.replace))
+    monkeypatch.setattr(saving, "_holds", looked("_holds", saving._holds))
+    save(tmp_path / "b.model", tmp_path / "out.onnx", force=True, check=False, external=True)
+    os.close(folder)
+    assert set(alone) == {("replace", True), ("_holds", True)}
+    assert first.data is not None
+    assert not first.data.exists()
 
 
 def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path):
