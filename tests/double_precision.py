@@ -8,7 +8,7 @@ below, and so are operators of onnxruntime's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -245,6 +245,111 @@ class SkipSimplifiedLayerNormalization(OpRun):
         return total * scale * gamma, scale, scale, total
 
 
+class Attention(OpRun):
+    """Attention of one input, projected by the columns of one weight."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        past: np.ndarray | None = None,
+        added: np.ndarray | None = None,
+        *,
+        qkv_hidden_sizes: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> tuple[np.ndarray]:
+        assert past is None
+        columns = x @ weight + (0 if bias is None else bias)
+        sizes = qkv_hidden_sizes or [columns.shape[-1] // 3] * 3
+        query, key, value = np.split(columns, np.cumsum(sizes)[:-1], axis=-1)
+        return (attend(query, key, value, mask, added, **attributes),)
+
+
+class MultiHeadAttention(OpRun):
+    """Attention of three inputs, which a bias may be added to."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        bias: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        added: np.ndarray | None = None,
+        **attributes: Any,
+    ) -> tuple[np.ndarray]:
+        given = [query, key, value]
+        if bias is not None:
+            parts = np.split(bias, np.cumsum([x.shape[-1] for x in given])[:-1])
+            given = [x + part for x, part in zip(given, parts, strict=True)]
+        return (attend(*given, mask, added, **attributes),)
+
+
+def attend(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+    added: np.ndarray | None,
+    *,
+    num_heads: int,
+    scale: float | None = None,
+    mask_filter_value: float | None = None,
+    unidirectional: int | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """(batch, sequence, features of all heads) of the weighted mean of values."""
+    q, k, v = (
+        x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value)
+    )
+    scores = q @ k.swapaxes(2, 3) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if mask is not None:
+        if mask.ndim == 1:  # Lengths.
+            mask = np.arange(k.shape[2]) < mask[:, None]
+        hidden = -10000.0 if mask_filter_value is None else mask_filter_value
+        scores = scores + np.where(mask[:, None, None, :] > 0, 0, hidden)
+    if added is not None:
+        scores = scores + added
+    if unidirectional:
+        scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
+    even = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = even / even.sum(-1, keepdims=True) @ v
+    return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
+
+
+class EmbedLayerNormalization(OpRun):
+    """The sum of rows of two or three tables, normalized."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        numbers: np.ndarray,
+        segments: np.ndarray | None,
+        words: np.ndarray,
+        places: np.ndarray,
+        tables: np.ndarray | None,
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        mask: np.ndarray | None = None,
+        epsilon: float | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray, ...]:
+        total = words[numbers] + places[: numbers.shape[1]]
+        if segments is not None and tables is not None:
+            total = total + tables[segments]
+        gap = total - total.mean(-1, keepdims=True)
+        made = gap / np.sqrt(total.var(-1, keepdims=True) + (epsilon or 1e-12)) * gamma + beta
+        lengths = np.zeros(len(numbers), np.int32) if mask is None else mask.sum(1, dtype=np.int32)
+        return made, lengths, total
+
+
 class FusedMatMul(OpRun):
     """A product times a number."""
 
@@ -271,5 +376,8 @@ _OPERATORS = [
     QuickGelu,
     SkipLayerNormalization,
     SkipSimplifiedLayerNormalization,
+    Attention,
+    MultiHeadAttention,
+    EmbedLayerNormalization,
     FusedMatMul,
 ]

@@ -49,6 +49,9 @@ Biases, peepholes and initial states meet no removed index of anything else befo
 contraction: they are left as they are.
 """
 
+FUSED = {"Attention": (0, 1, 2), "MultiHeadAttention": (0, 1, 2, 3)}
+"""The same of onnxruntime's, in which sums follow on sums: their biases come before the last."""
+
 
 def masked_outputs(
     model: onnx.ModelProto, kept: Kept, inputs: Mapping[str, np.ndarray], by: Run | None = None
@@ -152,8 +155,8 @@ class _Twins:
             self.nodes.append(node)
             return
         self.differing.update(name for name in node.output if name)
-        contracts = node.domain == "" and node.op_type in CONTRACTIONS
-        multiplied = CONTRACTIONS[node.op_type] if contracts else ()
+        known = {"": CONTRACTIONS, "com.microsoft": FUSED}.get(node.domain, {})
+        multiplied = known.get(node.op_type, ())
         for suffix in (FIRST, SECOND):
             copy = NodeProto()
             copy.CopyFrom(node)
@@ -168,6 +171,8 @@ class _Twins:
         name = node.input[i]
         if self.types.get(name, TensorProto.FLOAT) not in FLOATS:
             return name + suffix
+        if node.domain == "com.microsoft" and name in self.arrays:
+            return self._mask_inside(node, name, suffix)
         axis = _summed_axis(node, i, self.arrays[name].ndim) if name in self.arrays else None
         if axis is None:
             return self._mask_where_copies_differ(name, suffix)
@@ -177,6 +182,26 @@ class _Twins:
             if axis in self.kept[name]:
                 array[(slice(None),) * axis + (self._gone(name, axis),)] = 0
             self.new[result] = numpy_helper.from_array(array, result)
+        return result
+
+    def _mask_inside(self, node: NodeProto, name: str, suffix: str) -> str:
+        """Return the weights of a projection, without rows and columns that are summed over.
+
+        Those of queries and keys are, within the operator; those of values are what it gives.
+        """
+        result = f"{name}|{node.name or node.output[0]}{suffix}"
+        array = self._other_numbers(name, suffix)
+        columns = array.shape[-1]
+        given = next((a.ints for a in node.attribute if a.name == "qkv_hidden_sizes"), None)
+        values = columns
+        if node.op_type == "Attention":
+            values = sum(given[:2]) if given else columns // 3 * 2
+        for axis in self.kept[name]:
+            gone = self._gone(name, axis)
+            if axis == array.ndim - 1:
+                gone = gone[gone < values]
+            array[(slice(None),) * axis + (gone,)] = 0
+        self.new[result] = numpy_helper.from_array(array, result)
         return result
 
     def _mask_where_copies_differ(self, name: str, suffix: str) -> str:

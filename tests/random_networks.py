@@ -740,6 +740,51 @@ def attention_operator(b: Builder) -> None:
     b.note(made, time, 2 * values)
 
 
+def fused_attention(b: Builder) -> None:
+    """The same as onnxruntime fuses it, with its projections inside or outside."""
+    found = latest_sequence(b)
+    if found is None or found[1][0] > 16:
+        return
+    tokens, (time, channels) = found
+    features, values = b.integer(2, 3), b.integer(2, 3)
+    sizes = [2 * features, 2 * features, 2 * values]
+    operator = b.one_of("Attention MultiHeadAttention")
+    attributes: dict[str, Any] = {"num_heads": 2}
+    if operator == "Attention":
+        given = [tokens, b.weight(channels, sum(sizes)), b.weight(sum(sizes)), "", ""]
+        if features != values:
+            attributes["qkv_hidden_sizes"] = sizes
+        if b.chance():
+            attributes["unidirectional"] = 1
+    else:
+        given = [b.add("MatMul", [tokens, b.weight(channels, size)])[0] for size in sizes]
+        given += [b.choose(["", b.weight(sum(sizes))]), ""]
+    if b.chance():
+        attributes["scale"] = 0.5
+    if b.chance():
+        given.append(b.weight(1, b.choose([1, 2]), time, time))
+    while not given[-1]:
+        given.pop()
+    (made,) = b.add(f"com.microsoft.{operator}", given, **attributes)
+    b.note(made, time, 2 * values)
+
+
+def embedding(b: Builder) -> None:
+    """Add rows of tables, as onnxruntime fuses it, to a sequence."""
+    found = latest_sequence(b)
+    if found is None:
+        return
+    tokens, (time, channels) = found
+    numbers = [b.constant(np.arange(time, dtype=np.int32)[None] % rows) for rows in (3, 2)]
+    tables = [b.weight(rows, channels) for rows in (3, time, 2)]
+    if b.chance():
+        numbers[1] = tables[2] = ""
+    given = [*numbers, *tables, b.weight(channels), b.weight(channels)]
+    made, _, total = b.add("com.microsoft.EmbedLayerNormalization", given, 3)
+    (made,) = b.add("Add", [tokens, b.choose([made, total])])
+    b.note(made, time, channels)
+
+
 def depth_and_space(b: Builder) -> None:
     """Move channels to space, or back."""
     name, (channels, height, width) = b.pick(3)
@@ -1137,6 +1182,8 @@ IMAGE_LAYERS = (
     image_again,
     attention,
     attention_operator,
+    fused_attention,
+    embedding,
     depth_and_space,
     pad,
     resize,

@@ -155,6 +155,7 @@ SCALES = {
     "BatchNormalization": ["x", "w", "b", "m", "v"],
     "InstanceNormalization": ["x", "w", "b"],
     "LayerNormalization": ["x", "w"],
+    "com.microsoft.EmbedLayerNormalization": ["x", "x", "x", "x", "x", "w", "b"],
     "com.microsoft.SkipLayerNormalization": ["x", "x", "w", "b"],
 }
 

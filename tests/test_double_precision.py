@@ -113,6 +113,36 @@ def test_layers_in_double_are_those_of_onnxruntime(
             "y, , , h = com.microsoft.SkipLayerNormalization (x, x, g) z = Clip (y, , one)",
             {"g": (6,)},
         ),
+        (
+            """y = com.microsoft.Attention <num_heads = 2> (x, w, b)
+            z = com.microsoft.Attention <num_heads = 2, scale = 0.7, unidirectional = 1,
+                qkv_hidden_sizes = [4, 4, 10]> (x, v, c)""",
+            {"w": (6, 18), "b": (18,), "v": (6, 18), "c": (18,)},
+        ),
+        (
+            """y = com.microsoft.Attention <num_heads = 3, mask_filter_value = -5.0>
+                (x, w, b, seen)
+            z = com.microsoft.Attention <num_heads = 3> (x, w, b, lengths, , added)""",
+            {"w": (6, 18), "b": (18,), "added": (1, 3, 2, 2)},
+        ),
+        (
+            """q = MatMul (x, w) r = MatMul (x, v)
+            y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, x, r, b)
+            z = com.microsoft.MultiHeadAttention <num_heads = 2, scale = 0.3>
+                (q, x, x, , , added)""",
+            {"w": (6, 6), "v": (6, 8), "b": (20,), "added": (1, 1, 2, 2)},
+        ),
+        (
+            """y = Neg (x)
+            z, n, s = com.microsoft.EmbedLayerNormalization
+                <epsilon = 0.01> (numbers, segments, w, p, t, g, b)""",
+            {"w": (5, 6), "p": (4, 6), "t": (2, 6), "g": (6,), "b": (6,)},
+        ),
+        (
+            """y = Neg (x)
+            n, l, z = com.microsoft.EmbedLayerNormalization (numbers, , w, p, , g, b, seen)""",
+            {"w": (5, 6), "p": (4, 6), "g": (6,), "b": (6,)},
+        ),
     ],
 )
 def test_layers_of_sequences_in_double_are_those_of_onnxruntime(
@@ -125,6 +155,9 @@ def _compare(
     text: str, shapes: dict[str, tuple[int, ...]], boxes: np.ndarray | None = None
 ) -> None:
     steps = {"step": np.float32([0.1, 0.2]), "zero": np.uint8([3, 5]), "one": np.float32(1)}
+    numbers = np.int32([[1, 0], [4, 2], [3, 3]])
+    steps |= {"numbers": numbers, "segments": np.int32([[0, 1], [1, 1], [0, 0]])}
+    steps |= {"seen": np.int32([[1, 0], [1, 1], [0, 1]]), "lengths": np.int32([2, 1, 2])}
     model = network(text, shapes, steps if boxes is None else {"boxes": boxes})
     feeds = inputs(model)
     found = run_in_double(model, feeds)

@@ -1303,6 +1303,32 @@ def test_types_and_shapes_are_known_behind_operators_of_onnxruntime(caplog):
     assert not caplog.records
 
 
+def test_types_and_shapes_are_known_behind_attention_of_onnxruntime():
+    proto = model(
+        [
+            node("EmbedLayerNormalization", "n  w p  g b m", "e l t", domain="com.microsoft"),
+            node("Attention", "e k c l", "a", domain="com.microsoft", num_heads=2),
+            node("MultiHeadAttention", "a e v", "h", domain="com.microsoft", num_heads=2),
+            node("Relu", "h", "y"),
+            node("Relu", "t", "z"),
+            node("Identity", "l", "lengths"),
+        ],
+        [("n", TensorProto.INT32, ["batch", "time"]), ("m", TensorProto.INT32, ["batch", "time"])],
+        [("y", F, None), ("z", F, None), ("lengths", TensorProto.INT32, None)],
+        {
+            **{"w": floats(9, 4), "p": floats(7, 4), "g": floats(4), "b": floats(4)},
+            **{"k": floats(4, 12), "c": floats(12), "v": floats(1, 7, 6)},
+        },
+        domains={"com.microsoft": 1},
+    )
+    graph = normalize(proto)
+    known = {v.name: (v.dtype, v.shape) for node in graph.model.graph for v in node.outputs}
+    kind, time = ir.DataType.FLOAT, ["batch", "time"]
+    assert known["e"] == known["t"] == known["a"] == (kind, ir.Shape([*time, 4]))
+    assert known["h"] == (kind, ir.Shape([*time, 6]))
+    assert known["lengths"] == (ir.DataType.INT32, ir.Shape(["batch"]))
+
+
 def test_unknown_operators_survive_and_leave_the_declared_output():
     proto = model(
         [node("Relu", "x", "a"), node("Mystery", "a", "y", domain="nobody.knows")],

@@ -428,6 +428,93 @@ row(
     head=[3],
     head_dim=[4, 4],
 )
+for name, attributes, values, more in (
+    ("as onnxruntime fuses it", "", 4, {}),
+    ("with mask and bias", "", 4, {"seen": np.int32([[1, 1, 0, 1, 1]] * 2)}),
+    ("with values of another size", ", qkv_hidden_sizes = [12, 12, 6]", 2, {}),
+    ("with a scale of its own", ", scale = 0.3, unidirectional = 1", 4, {}),
+):
+    row(
+        f"attention {name}",
+        f"""g (float[2, 5, 12] x) => (float[2, 5, 5] y) {{
+            m = com.microsoft.Attention <num_heads = 3{attributes}>
+                (x, w, b{", seen, , added" if more else ""})
+            y = MatMul (m, wo)
+        }}""",
+        {
+            "w": (12, 24 + 3 * values),
+            "b": (24 + 3 * values,),
+            "wo": (3 * values, 5),
+            **({"added": (1, 1, 5, 5)} if more else {}),
+        },
+        [],
+        more,
+        head=[3],
+        head_dim=[4, values],
+    )
+row(
+    "attention with a bias for each head",
+    """g (float[2, 5, 12] x) => (float[2, 5, 5] y) {
+        m = com.microsoft.Attention <num_heads = 3> (x, w, b, , , added)
+        y = MatMul (m, wo)
+    }""",
+    {"w": (12, 36), "b": (36,), "wo": (12, 5), "added": (1, 3, 5, 5)},
+    [],
+    head=[],
+    head_dim=[4, 4],
+)
+for name, attributes, given in (
+    ("without a bias", "", ""),
+    ("with a bias", "", ", b"),
+    ("with a scale", ", scale = 0.3", ", b, , added"),
+):
+    row(
+        f"attention of three inputs {name}",
+        f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
+            q = MatMul (x, wq)
+            k = MatMul (x, wk)
+            v = MatMul (x, wv)
+            m = com.microsoft.MultiHeadAttention <num_heads = 3{attributes}> (q, k, v{given})
+            y = MatMul (m, wo)
+        }}""",
+        {
+            **{"wq": (12, 12), "wk": (12, 12), "wv": (12, 6), "wo": (6, 5)},
+            **({"b": (30,)} if given else {}),
+            **({"added": (1, 1, 5, 5)} if "added" in given else {}),
+        },
+        [],
+        head=[3],
+        head_dim=[4, 2],
+    )
+row(
+    "attention to another sequence",
+    """g (float[N, 5, 12] x, float[N, 7, 8] z) => (float[N, 5, 5] y) {
+        q = MatMul (x, wq)
+        k = MatMul (z, wk)
+        v = MatMul (z, wv)
+        m = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v)
+        y = MatMul (m, wo)
+    }""",
+    {"wq": (12, 12), "wk": (8, 12), "wv": (8, 12), "wo": (12, 5)},
+    [],
+    head=[3],
+    head_dim=[4, 4],
+)
+row(
+    "embeddings that onnxruntime has fused",
+    """g (int32[N, 5] n, int32[N, 5] s) => (float[N, 5, 3] y) {
+        e, l, t = com.microsoft.EmbedLayerNormalization (n, s, words, places, tables, g, b)
+        h = MatMul (e, w)
+        r = com.microsoft.BiasGelu (h, c)
+        y = MatMul (r, wo)
+    }""",
+    {
+        **{"words": (2, 6), "places": (5, 6), "tables": (2, 6), "g": (6,), "b": (6,)},
+        **{"w": (6, 8), "c": (8,), "wo": (8, 3)},
+    },
+    [8],
+    inexact=[6],
+)
 row(
     "linear attention: features of two activations are head features",
     """g (float[N, 5, 6] x) => (float[N, 5, 4] y) {

@@ -14,6 +14,7 @@ from text_networks import inputs, network
 
 import onnxjl
 from onnxjl.session import open_session, run
+from onnxjl.structure.groups import GRANULARITIES, Granularity
 
 CONVOLUTION = """g (float[N, 4, 6, 6] x) => (float[N, 6, H, W] y) {{
     y = com.microsoft.FusedConv <{attributes}> (x, w, b)
@@ -148,8 +149,39 @@ def test_networks_that_onnxruntime_has_optimized(name: str, tmp_path: Path) -> N
     path = optimized(proto, tmp_path / "optimized.onnx")
     fused = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert fused["FusedConv"] + fused["FusedGemm"] + fused["FusedMatMul"] > 0
+    compare_with_the_network(path, proto, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_transformer_that_the_tool_of_onnxruntime_has_optimized(tmp_path: Path) -> None:
+    """Attention and embeddings are one operator each, and stay so."""
+    if "minilm" not in pretrained.available():
+        pytest.skip("its package isn't installed")
+    from onnxruntime.transformers import optimizer
+
+    source = pretrained.available()["minilm"]
+    made = optimizer.optimize_model(
+        str(source), model_type="bert", num_heads=12, hidden_size=384, opt_level=0
+    )
+    path = tmp_path / "optimized.onnx"
+    made.save_model_to_file(str(path))
+    fused = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert (fused["Attention"], fused["EmbedLayerNormalization"]) == (3, 1)
+    for granularity in GRANULARITIES:
+        compare_with_the_network(path, onnx.load(source), tmp_path, granularity)
+
+
+def compare_with_the_network(
+    path: Path, proto: onnx.ModelProto, folder: Path, granularity: Granularity = "channel"
+) -> None:
+    """Find the same groups, at the same costs, in an optimized file as in the network itself."""
     assert onnxjl.compare(path, onnxjl.normalize(path)).difference <= 1e-5
-    sizes = sorted(group.size for group in onnxjl.groups(path))
-    assert sizes == sorted(group.size for group in onnxjl.groups(proto))
-    saved = onnxjl.save(onnxjl.prune(path, macs=0.6), tmp_path / "small.onnx")
+    found, expected = (
+        sorted((g.size, g.macs, g.kind) for g in onnxjl.groups(each, granularity=granularity))
+        for each in (path, proto)
+    )
+    assert [(size, kind) for size, _, kind in found] == [(size, kind) for size, _, kind in expected]
+    assert [macs for _, macs, _ in found] == pytest.approx([macs for _, macs, _ in expected])
+    small = onnxjl.prune(path, amount=0.4, granularity=granularity, criterion="random")
+    saved = onnxjl.save(small, folder / "small.onnx", force=True)
     assert saved.check.status == "equal"

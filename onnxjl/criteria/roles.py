@@ -86,6 +86,7 @@ SCALES = {
     "LayerNormalization": 1,
     "RMSNormalization": 1,
     "SimplifiedLayerNormalization": 1,
+    "com.microsoft.EmbedLayerNormalization": 5,
     "com.microsoft.GroupNorm": 1,
     "com.microsoft.SkipLayerNormalization": 2,
     "com.microsoft.SkipSimplifiedLayerNormalization": 2,

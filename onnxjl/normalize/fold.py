@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxjl.normalize.evaluate import SYMBOLIC, evaluate
 from onnxjl.normalize.polynomial import Polynomial
-from onnxjl.normalize.shape_rules import RULES, SHAPED_AS_INPUT, Dims
+from onnxjl.normalize.shape_rules import OUTPUTS, RULES, Dims
 from onnxjl.normalize.surgery import Names, add_initializer, is_constant
 from onnxjl.proto import weightless
 
@@ -169,8 +169,8 @@ class _Walk:
     def run(self) -> None:
         nodes = list(self.graph)
         for node in nodes:
-            if (node.domain, node.op_type) in SHAPED_AS_INPUT:
-                self._infer_as_input(node)
+            if (node.domain, node.op_type) in OUTPUTS:
+                self._infer_outputs(node)
             if node.domain != "" or any(
                 a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
                 for a in node.attributes.values()
@@ -256,12 +256,17 @@ class _Walk:
         if any(value in self.improved for value in node.inputs):
             self._infer_by_schema(node)
 
-    def _infer_as_input(self, node: ir.Node) -> None:
-        """Give outputs the type and shape of the first input."""
-        source = node.inputs[0] if node.inputs else None
-        dims = self.dims(source)
-        for value in (*node.outputs[:1], *node.outputs[3:4]):
-            if value.type is None and source is not None:
+    def _infer_outputs(self, node: ir.Node) -> None:
+        """Give outputs the types and shapes that follow from the inputs."""
+        inputs = dict(enumerate(node.inputs))
+        found = OUTPUTS[node.domain, node.op_type](node, lambda i: self.dims(inputs.get(i)))
+        for i, (dims, kind) in found.items():
+            if i >= len(node.outputs):
+                continue
+            value = node.outputs[i]
+            if value.type is None and isinstance(kind, ir.DataType):
+                value.type = ir.TensorType(kind)
+            elif value.type is None and (source := inputs.get(kind)) is not None:
                 value.type = source.type
             if dims is not None:
                 self._set_dims(value, dims)

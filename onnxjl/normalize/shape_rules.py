@@ -240,18 +240,52 @@ _BROADCASTING = (
     "Sub Sum Where Xor"
 ).split()
 
-SHAPED_AS_INPUT = frozenset(
-    {
-        ("", "GroupNormalization"),
-        ("com.microsoft", "BiasGelu"),
-        ("com.microsoft", "FastGelu"),
-        ("com.microsoft", "Gelu"),
-        ("com.microsoft", "QuickGelu"),
-        ("com.microsoft", "SkipLayerNormalization"),
-        ("com.microsoft", "SkipSimplifiedLayerNormalization"),
-    }
-)
-"""Operators without inference in onnx; outputs 0 and 3 have the first input's type and shape."""
+Output = tuple["Dims | None", int | ir.DataType]
+"""An output's dimensions, as far as known; and the input that has its type, or that type."""
+
+OutputRule = Callable[[ir.Node, Callable[[int], "Dims | None"]], dict[int, Output]]
+
+
+def _as_input(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    return dict.fromkeys((0, 3), (dims(0), 0))
+
+
+def _packed_attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    x, weight = dims(0), dims(1)
+    widths = node.attributes.get_ints("qkv_hidden_sizes")
+    if x is None or weight is None or len(x) != 3 or len(weight) != 2:
+        return {0: (None, 0)}
+    width = widths[2] if widths else weight[1] // 3 if isinstance(weight[1], int) else None
+    return {0: (None if width is None else (*x[:2], width), 0)}
+
+
+def _attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    query, value = dims(0), dims(2)
+    known = query is not None and value is not None and len(query) == len(value) == 3
+    return {0: ((*query[:2], value[2]) if known and query and value else None, 0)}
+
+
+def _embedding(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    numbers, words = dims(0), dims(2)
+    if numbers is None or words is None or len(numbers) != 2 or len(words) != 2:
+        return {0: (None, 2), 1: (None, ir.DataType.INT32), 2: (None, 2)}
+    made = (*numbers, words[1])
+    return {0: (made, 2), 1: (numbers[:1], ir.DataType.INT32), 2: (made, 2)}
+
+
+OUTPUTS: dict[tuple[str, str], OutputRule] = {
+    ("", "GroupNormalization"): _as_input,
+    ("com.microsoft", "Attention"): _packed_attention,
+    ("com.microsoft", "BiasGelu"): _as_input,
+    ("com.microsoft", "EmbedLayerNormalization"): _embedding,
+    ("com.microsoft", "FastGelu"): _as_input,
+    ("com.microsoft", "Gelu"): _as_input,
+    ("com.microsoft", "MultiHeadAttention"): _attention,
+    ("com.microsoft", "QuickGelu"): _as_input,
+    ("com.microsoft", "SkipLayerNormalization"): _as_input,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _as_input,
+}
+"""Operators without inference in onnx -> what is known of their outputs, by position."""
 
 RULES: dict[str, Rule] = {
     "Concat": _concat,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from onnxjl.load import Source, first_cause, load
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.structure import axes as ax
-from onnxjl.structure.axes import Axis
+from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.cost import Cost, Size
 from onnxjl.structure.edits import Editor
 from onnxjl.structure.interpreter import Interpreter
@@ -364,19 +365,11 @@ class _Builder:
         self.granularity = granularity
         self.names = layer_names(run.graph)
         self.roots, self.fixed, self.inexact, self.kind = run.labels.summary()
-        self.vectors = self._label_arrays(run.axes)
+        # What a fused operator multiplies inside is an axis of none of its inputs and outputs.
+        inside = (product.axes for product in run.products)
+        self.vectors = _label_arrays(itertools.chain(run.axes.values(), inside))
         self.units, self.unit_at, self.group_of, self.starts = self._number_units()
         self.widths = np.diff(self.starts, append=len(self.group_of))
-
-    def _label_arrays(self, values: Iterable[str]) -> list[NDArray[np.int64]]:
-        """Return the vectors of labels of all axes of values; those that axes share once."""
-        seen: dict[int, NDArray[np.int64]] = {}
-        for name in values:
-            for axis in self.run.axes.get(name, ()):
-                for factor in axis:
-                    if factor.labels is not None:
-                        seen[id(factor.labels)] = factor.labels
-        return list(seen.values())
 
     def _allowed(self) -> NDArray[np.bool_]:
         count = len(self.roots)
@@ -400,7 +393,8 @@ class _Builder:
                 footprint, self.roots[np.concatenate(self.vectors)], np.repeat(codes, lengths)
             )
         weights = np.zeros(count, dtype=bool)
-        of_weights = self._label_arrays(self.run.graph.model.graph.initializers)
+        named = self.run.graph.model.graph.initializers
+        of_weights = _label_arrays(self.run.axes.get(name, ()) for name in named)
         if of_weights:
             weights[self.roots[np.concatenate(of_weights)]] = True
         allowed = np.flatnonzero(self._allowed() & weights)
@@ -597,8 +591,9 @@ class _Builder:
 # Those that hold quantized weights stay whole, and the report says so.
 LAYERS = frozenset(
     (
-        "Conv ConvInteger ConvTranspose DequantizeLinear DynamicQuantizeMatMul Einsum GRU Gather "
-        "Gemm LSTM MatMul MatMulInteger MatMulNBits QGemm QLinearConv QLinearMatMul RNN"
+        "Attention Conv ConvInteger ConvTranspose DequantizeLinear DynamicQuantizeMatMul Einsum "
+        "EmbedLayerNormalization GRU Gather Gemm LSTM MatMul MatMulInteger MatMulNBits QGemm "
+        "QLinearConv QLinearMatMul RNN"
     ).split()
 )
 
@@ -621,6 +616,17 @@ def output_axis(run: Interpreter, node: ir.Node) -> Axis:
             marked = [a for a in axes if ax.has_labels(a)]
             return marked[-1] if marked else max(axes, key=ax.size)
     return ()
+
+
+def _label_arrays(values: Iterable[Axes]) -> list[NDArray[np.int64]]:
+    """Return the vectors of labels of all axes of values; those that axes share once."""
+    seen: dict[int, NDArray[np.int64]] = {}
+    for axes in values:
+        for axis in axes:
+            for factor in axis:
+                if factor.labels is not None:
+                    seen[id(factor.labels)] = factor.labels
+    return list(seen.values())
 
 
 def _kind(flags: int) -> Granularity:

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxjl.graph import FLOATING, Graph
 from onnxjl.inputs import sample_shapes
-from onnxjl.normalize.shape_rules import SHAPED_AS_INPUT
+from onnxjl.normalize.shape_rules import OUTPUTS
 
 Shape = tuple[int, ...]
 
@@ -151,11 +151,15 @@ class Shapes:
         names = [v.name for v in node.inputs if v is not None and v.name]
         if any(name not in self.sizes or name not in self._types for name in names):
             return
-        if (node.domain, node.op_type) in SHAPED_AS_INPUT:
-            for value in (*node.outputs[:1], *node.outputs[3:4]):
-                if value.name:
-                    self.sizes[value.name] = self.sizes[names[0]]
-                    self._types[value.name] = self._types[names[0]]
+        if (node.domain, node.op_type) in OUTPUTS:
+            inputs = {i: v.name for i, v in enumerate(node.inputs) if v is not None and v.name}
+            found = OUTPUTS[node.domain, node.op_type](node, lambda i: self.sizes.get(inputs[i]))
+            for i, (dims, kind) in found.items():
+                key = node.outputs[i].name if i < len(node.outputs) else None
+                if key and dims is not None:
+                    self.sizes[key] = cast(Shape, tuple(dims))
+                    given = isinstance(kind, ir.DataType)
+                    self._types[key] = int(kind) if given else self._types[inputs[kind]]
             return
         try:
             schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)

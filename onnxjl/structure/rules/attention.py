@@ -1,11 +1,18 @@
-"""Attention as one operator: in its four-axis form heads and features are axes of their own."""
+"""Attention as one operator.
+
+In ONNX's four-axis form heads and features are axes of their own. In onnxruntime's operators one
+axis has the features of all heads, one head after the other.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxjl.structure import axes as ax
 from onnxjl.structure.labels import Kind
@@ -60,3 +67,147 @@ def scale(editor: Editor, node: ir.Node) -> None:
     kept = editor.mask(query, 3)
     if kept is not None and "scale" not in node.attributes:
         editor.set_attribute(node, "scale", 1.0 / math.sqrt(len(kept)))
+
+
+@rule("Attention", domain="com.microsoft")
+def packed_attention(run: Interpreter, node: ir.Node) -> None:
+    """Contract the input; the columns of the weights are those of query, key and value."""
+    x, weight = run.of(node.inputs[0]), node.inputs[1]
+    w = run.of(weight, {0: x[-1]})
+    if len(x) != 3 or len(w) != 2 or _is_rotary(node):
+        raise Unruled("an input without three axes, or rotary embeddings")
+    inner = run.unite(x[2], w[0], node)
+    bias = _input(node, 2)
+    columns = w[1] if bias is None else run.unite_parameter(w[1], bias, node)
+    q, k, v = _pieces(run, columns, _widths(node, ax.size(columns)))
+    source = node.inputs[0]
+    assert source is not None
+    run.product(node, 1, (x[0], x[1], inner, columns), [(source, 2)])
+    _attend(run, node, (*x[:2], q), (*x[:2], k), (*x[:2], v), mask=3, bias=5, other=(4, 6))
+
+
+@rule("MultiHeadAttention", domain="com.microsoft")
+def multi_head_attention(run: Interpreter, node: ir.Node) -> None:
+    """Unite the heads of query, key and value, and the features of query and key."""
+    given = [_input(node, i) for i in range(3)]
+    q, k, v = (() if value is None else run.of(value) for value in given)
+    if not len(q) == len(k) == len(v) == 3:
+        raise Unruled("query, key and value without three axes each")
+    bias = _input(node, 3)
+    if bias is not None:
+        sizes = [ax.size(axes[2]) for axes in (q, k, v)]
+        pieces = _pieces(run, run.of(bias)[0], sizes)
+        q, k, v = (
+            (*axes[:2], run.unite(axes[2], piece, node))
+            for axes, piece in zip((q, k, v), pieces, strict=True)
+        )
+    _attend(run, node, q, k, v, mask=4, bias=5, other=(6, 7, 8, 9))
+
+
+def _attend(
+    run: Interpreter,
+    node: ir.Node,
+    q: ax.Axes,
+    k: ax.Axes,
+    v: ax.Axes,
+    *,
+    mask: int,
+    bias: int,
+    other: tuple[int, ...],
+) -> None:
+    """Unite heads and features; `mask`, `bias` and `other` are positions of further inputs."""
+    if any(_input(node, i) for i in other) or any(o.name for o in node.outputs[1:]):
+        raise Unruled("only query, key, value, mask and bias, and one output, are ruled")
+    number = node.attributes.get_int("num_heads", 1)
+    if any(ax.size(axes[2]) % number for axes in (q, k, v)):
+        raise Unruled("heads of different sizes")
+    split = [
+        run.reshape((axes[2],), (number, ax.size(axes[2]) // number), node, f".{letter}")
+        for letter, axes in zip("qkv", (q, k, v), strict=True)
+    ]
+    heads = run.unite_all([axes[0] for axes in split], node)
+    features = run.unite(split[0][1], split[1][1], node)
+    values = split[2][1]
+    run.mark_kind(heads, Kind.HEAD)
+    run.vote_heads(heads)
+    run.mark_kind(features, Kind.HEAD_DIM)
+    run.mark_kind(values, Kind.HEAD_DIM)
+    for axes in (q, k, v):
+        run.fix(axes[1], f"the sequence of {node.op_type} '{node.name}'")
+    for i in (mask, bias):
+        value = _input(node, i)
+        if value is not None:
+            run.fix_value(value, f"the mask of {node.op_type} '{node.name}'")
+            if i == bias and len(run.sizes(value)) > 2 and run.sizes(value)[-3] > 1:
+                run.fix(heads, f"the bias of {node.op_type} '{node.name}' differs by head")
+    run.set(node.outputs[0], (q[0], q[1], (*heads, *values)))
+    run.product(node, 1, (q[0], heads, q[1], k[1], features), [])
+    run.product(node, 1, (q[0], heads, q[1], k[1], values), [])
+
+
+def _input(node: ir.Node, i: int) -> ir.Value | None:
+    return node.inputs[i] if i < len(node.inputs) else None
+
+
+def _is_rotary(node: ir.Node) -> bool:
+    return node.attributes.get_int("do_rotary", 0) != 0
+
+
+def _widths(node: ir.Node, columns: int) -> Sequence[int]:
+    """Return the numbers of features of query, key and value, over all heads."""
+    return node.attributes.get_ints("qkv_hidden_sizes") or [columns // 3] * 3
+
+
+def _pieces(run: Interpreter, axis: ax.Axis, sizes: Sequence[int]) -> list[ax.Axis]:
+    """Cut an axis into consecutive pieces."""
+    if sum(sizes) != ax.size(axis):
+        raise Unruled("query, key and value don't fit the weights")
+    vector = run.vector(axis)
+    if vector is None:
+        return [ax.plain(size, *(f.reason for f in axis[:1])) for size in sizes]
+    return [ax.labelled(piece) for piece in np.split(vector, np.cumsum(sizes)[:-1])]
+
+
+@edit("Attention", domain="com.microsoft")
+def packed_heads(editor: Editor, node: ir.Node) -> None:
+    """Write how many heads and features are left."""
+    weight = node.inputs[1]
+    assert weight is not None
+    kept = editor.mask(weight, 1)
+    if kept is None:
+        return
+    parts = np.split(kept, np.cumsum(_widths(node, len(kept)))[:-1])
+    _heads_left(editor, node, parts[0])
+    left = [int(part.sum()) for part in parts]
+    if "qkv_hidden_sizes" in node.attributes or len(set(left)) > 1:
+        editor.set_attribute(node, "qkv_hidden_sizes", left)
+
+
+@edit("MultiHeadAttention", domain="com.microsoft")
+def heads(editor: Editor, node: ir.Node) -> None:
+    """Write how many heads are left."""
+    for i in (0, 2):  # The features of the values are groups of their own.
+        value = node.inputs[i]
+        assert value is not None
+        kept = editor.mask(value, 2)
+        if kept is not None:
+            _heads_left(editor, node, kept, scale=i == 0)
+
+
+def _heads_left(
+    editor: Editor, node: ir.Node, kept: NDArray[np.bool_], *, scale: bool = True
+) -> None:
+    """Write the number of heads, and the scale, whose default depends on the query's features.
+
+    Parameters
+    ----------
+    kept : (heads · features,) bool, what survives.
+    """
+    number = node.attributes.get_int("num_heads", 1)
+    grid = kept.reshape(number, -1)
+    left = int(grid.any(axis=1).sum())
+    if left < number:
+        editor.set_attribute(node, "num_heads", left)
+    given = node.attributes.get_float("scale", 0.0)
+    if scale and not given and kept.sum() != left * grid.shape[1]:
+        editor.set_attribute(node, "scale", 1.0 / math.sqrt(grid.shape[1]))

@@ -68,6 +68,24 @@ def skip_layer(run: Interpreter, node: ir.Node) -> None:
             run.set(value, axes if i == 3 else [*axes[:-1], ()])
 
 
+@rule("EmbedLayerNormalization", domain="com.microsoft")
+def embedding(run: Interpreter, node: ir.Node) -> None:
+    """Unite the widths of all tables and parameters, and mark them as inexact."""
+    numbers = run.of(node.inputs[0])
+    width = run.of(node.inputs[2])[1]
+    for i, table in enumerate(node.inputs[2:5], 2):
+        if table is not None:
+            rows, columns = run.of(table)
+            run.fix(rows, f"rows of {node.op_type} '{node.name}', which are chosen by number")
+            width = run.unite(width, columns, node) if i > 2 else width
+    for parameter in node.inputs[5:7]:
+        width = run.unite_parameter(width, parameter, node)
+    run.inexact(width, node)
+    for i, value in enumerate(node.outputs):
+        if value.name:
+            run.set(value, numbers[:1] if i == 1 else (*numbers, width))
+
+
 @rule("GroupNormalization")
 def group(run: Interpreter, node: ir.Node) -> None:
     """Whole groups are units: within one, statistics would change."""
