@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flux_support import name_julia, needs_julia
 from models import pretrained, zoo
+from text_networks import network
 
 import onnxjl
 from onnxjl import criteria
@@ -81,6 +82,51 @@ def test_outputs_are_those_of_onnxruntime_for_every_family(name):
 @pytest.mark.parametrize("name", sorted(pretrained.available()))
 def test_outputs_are_those_of_onnxruntime_for_trained_networks(name):
     check_parity(pretrained.available()[name], pretrained.inputs(name))
+
+
+OF_ONNXRUNTIME = """g (float[N, T, 6] x, int32[N, T] n) => (float[A, B, C] y, float[D, E, F] z) {
+    e, l, t = com.microsoft.EmbedLayerNormalization (n, n, w6, p, w6, g, b, n)
+    a = com.microsoft.Attention <num_heads = 2, qkv_hidden_sizes = [4, 4, 6]> (e, k, c, l)
+    m = com.microsoft.MultiHeadAttention <num_heads = 3, scale = 0.3> (x, t, a, d)
+    s, , , u = com.microsoft.SkipLayerNormalization (m, x, g, b)
+    v = com.microsoft.SkipSimplifiedLayerNormalization (s, u, g)
+    f = com.microsoft.FastGelu (v, b)
+    q = com.microsoft.QuickGelu (f)
+    h = com.microsoft.BiasGelu (q, b)
+    y = com.microsoft.Gelu (h)
+    z = com.microsoft.Attention <num_heads = 3, unidirectional = 1> (u, o, r, n)
+}"""
+
+
+def test_operators_of_onnxruntime():
+    shapes = dict.fromkeys("gb", (6,)) | {"w6": (2, 6), "p": (7, 6), "k": (6, 14), "c": (14,)}
+    proto = network(OF_ONNXRUNTIME, {**shapes, "d": (18,), "o": (6, 18), "r": (18,)})
+    generator = np.random.default_rng(0)
+    check_parity(
+        proto,
+        *(
+            {
+                "x": generator.normal(size=(n, t, 6)).astype(np.float32),
+                "n": np.tri(n, t, 1, dtype=np.int32),
+            }
+            for n, t in ((1, 4), (3, 5))
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_transformer_that_onnxruntime_has_optimized(tmp_path):
+    path = pretrained.optimized_transformer(tmp_path)
+    if path is None:
+        pytest.skip("its package isn't installed")
+    check_parity(path, pretrained.inputs("minilm"))
+    graph, request = onnxjl.normalize(path), {"amount": 0.4, "criterion": "random", "seed": 1}
+    for granularity in ("head", "head-dim"):
+        other = onnxjl.prune(graph, granularity=granularity, **request)
+        small = onnxjl.prune(onnxjl.to_flux(graph), granularity=granularity, **request)
+        assert small.plan == other.plan
+        assert small.to_graph().fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -155,20 +155,14 @@ def test_networks_that_onnxruntime_has_optimized(name: str, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_transformer_that_the_tool_of_onnxruntime_has_optimized(tmp_path: Path) -> None:
     """Attention and embeddings are one operator each, and stay so."""
-    if "minilm" not in pretrained.available():
+    path = pretrained.optimized_transformer(tmp_path)
+    if path is None:
         pytest.skip("its package isn't installed")
-    from onnxruntime.transformers import optimizer
-
-    source = pretrained.available()["minilm"]
-    made = optimizer.optimize_model(
-        str(source), model_type="bert", num_heads=12, hidden_size=384, opt_level=0
-    )
-    path = tmp_path / "optimized.onnx"
-    made.save_model_to_file(str(path))
     fused = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert (fused["Attention"], fused["EmbedLayerNormalization"]) == (3, 1)
     for granularity in GRANULARITIES:
-        compare_with_the_network(path, onnx.load(source), tmp_path, granularity)
+        source = onnx.load(pretrained.available()["minilm"])
+        compare_with_the_network(path, source, tmp_path, granularity)
 
 
 def compare_with_the_network(

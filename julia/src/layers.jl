@@ -124,7 +124,7 @@ attribute(node::Node, name::Symbol, default) = get(node.attributes, name, defaul
 
 layer(::Val, node::Node, source::Source) = nothing
 operator(layer) = nothing
-operator(call::Call) = string(nameof(call.f))
+operator(call::Call) = get(() -> string(nameof(call.f)), Operators.NAMES, call.f)
 fields(layer, nodes) = Field[]
 attributes(layer, node) = Dict{Symbol,Any}()
 attributes(call::Call, node) =

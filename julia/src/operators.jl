@@ -39,6 +39,13 @@ unsupported(reason...) = throw(UnsupportedOperator(string(reason...)))
 const OPERATORS = Dict{Tuple{String,String},Function}()
 
 """
+    NAMES
+
+What the operator is called that a function runs.
+"""
+const NAMES = IdDict{Function,String}()
+
+"""
     NONDIFFERENTIABLE
 
 Functions whose outputs are constants to a gradient: shapes, comparisons, integers.
@@ -48,12 +55,14 @@ const NONDIFFERENTIABLE = Set{Function}()
 """
     @operator function Name(inputs...; attributes...) … end
     @operator "domain" function Name(inputs...; attributes...) … end
+    @operator "domain" "Name" function other(inputs...; attributes...) … end
 
-Define a function and make it known as the ONNX operator of its name.
+Define a function and make it known as the ONNX operator of its name, or of another.
 """
 macro operator(arguments...)
-    domain = length(arguments) == 2 ? first(arguments) : ""
-    return register(domain, last(arguments))
+    domain = length(arguments) > 1 ? first(arguments) : ""
+    name = length(arguments) > 2 ? arguments[2] : called(last(arguments))
+    return register(domain, last(arguments), name)
 end
 
 """
@@ -71,13 +80,13 @@ macro nondifferentiable(arguments...)
     end
 end
 
-function register(domain, definition)
-    name = called(definition)
+function register(domain, definition, name=called(definition))
     return quote
         Base.@__doc__ $(esc(definition))
         haskey(OPERATORS, ($domain, $(string(name)))) &&
             error("operator ", $(string(name)), " is defined twice")
-        OPERATORS[($domain, $(string(name)))] = $(esc(name))
+        OPERATORS[($domain, $(string(name)))] = $(esc(called(definition)))
+        NAMES[$(esc(called(definition)))] = $(string(name))
     end
 end
 

@@ -149,7 +149,9 @@ class Editor:
             raise PlanError(f"'{value.name}' can't be made {wanted.tolist()}")
 
     def set_attribute(self, node: ir.Node, attribute: str, value: Any) -> None:
-        """Set an attribute."""
+        """Set an attribute; a float becomes what ONNX stores, one of 32 bits."""
+        if isinstance(value, float):
+            value = float(np.float32(value))
         self.attributes.setdefault(node_name(node), {})[attribute] = value
 
     def run(self) -> None:

@@ -76,6 +76,20 @@ def inputs(name: str, batch: int = 1, seed: int = 0) -> Feeds:
     return MAKERS[name](generator, batch)
 
 
+def optimized_transformer(folder: Path) -> Path | None:
+    """Write ``minilm`` as onnxruntime's tool for transformers does; None where it isn't there."""
+    if "minilm" not in available():
+        return None
+    from onnxruntime.transformers import optimizer
+
+    made = optimizer.optimize_model(
+        str(available()["minilm"]), model_type="bert", num_heads=12, hidden_size=384, opt_level=0
+    )
+    path = folder / "optimized.onnx"
+    made.save_model_to_file(str(path))
+    return path
+
+
 def _files(package: str, pattern: str) -> list[Path]:
     specification = importlib.util.find_spec(package)
     if specification is None or not specification.submodule_search_locations:
