@@ -487,6 +487,17 @@ for name, attributes, given in (
         head_dim=[4, 2],
     )
 row(
+    "attention to earlier steps stays whole",
+    """g (float[2, 5, 12] x, float[2, 2, 3, 4, 4] past) => (float[2, 5, 5] y) {
+        m, present = com.microsoft.Attention <num_heads = 3> (x, w, b, , past)
+        y = MatMul (m, wo)
+    }""",
+    {"w": (12, 36), "b": (36,), "wo": (12, 5)},
+    [],
+    head=[],
+    head_dim=[],
+)
+row(
     "attention to another sequence",
     """g (float[N, 5, 12] x, float[N, 7, 8] z) => (float[N, 5, 5] y) {
         q = MatMul (x, wq)

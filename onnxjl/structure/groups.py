@@ -601,7 +601,8 @@ LAYERS = frozenset(
 def layers(graph: Graph) -> Iterator[ir.Node]:
     """Yield the nodes that make units: those with a weight of two axes or more."""
     for node in graph.model.graph:
-        if node.op_type not in LAYERS:
+        # ONNX's own attention has no weights: a constant mask is none.
+        if node.op_type not in LAYERS or (node.domain, node.op_type) == ("", "Attention"):
             continue
         value = weight(node)
         if value is not None and value.const_value is not None and len(value.const_value.shape) > 1:

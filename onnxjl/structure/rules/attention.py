@@ -116,7 +116,8 @@ def _attend(
     other: tuple[int, ...],
 ) -> None:
     """Unite heads and features; `mask`, `bias` and `other` are positions of further inputs."""
-    if any(_input(node, i) for i in other) or any(o.name for o in node.outputs[1:]):
+    more = any(_input(node, i) is not None for i in other)
+    if more or any(o.name for o in node.outputs[1:]):
         raise Unruled("only query, key, value, mask and bias, and one output, are ruled")
     number = node.attributes.get_int("num_heads", 1)
     if any(ax.size(axes[2]) % number for axes in (q, k, v)):
