@@ -406,7 +406,7 @@ def quantized_weight(b: Builder) -> None:
 
 def pool(b: Builder) -> None:
     name, (channels, height, width) = b.pick(3)
-    if height < 4:
+    if height < 4 or width < 2:
         return
     operator = b.one_of("AveragePool LpPool MaxPool")
     (made,) = b.add(operator, [name], kernel_shape=[2, 2], strides=[2, 2])

@@ -498,6 +498,18 @@ row(
     head_dim=[],
 )
 row(
+    "attention of one packed input stays whole",
+    """g (float[2, 5, 3, 3, 4] x) => (float[2, 5, 5] y) {
+        p = Relu (x)
+        m = com.microsoft.MultiHeadAttention <num_heads = 3> (p)
+        y = MatMul (m, wo)
+    }""",
+    {"wo": (12, 5)},
+    [],
+    head=[],
+    head_dim=[],
+)
+row(
     "attention to another sequence",
     """g (float[N, 5, 12] x, float[N, 7, 8] z) => (float[N, 5, 5] y) {
         q = MatMul (x, wq)

@@ -255,8 +255,9 @@ def _packed_attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict
     widths = node.attributes.get_ints("qkv_hidden_sizes")
     if x is None or weight is None or len(x) != 3 or len(weight) != 2:
         return {0: (None, 0)}
-    width = widths[2] if widths else weight[1] // 3 if isinstance(weight[1], int) else None
-    return {0: (None if width is None else (*x[:2], width), 0)}
+    if widths is None and isinstance(weight[1], int):
+        return {0: ((*x[:2], weight[1] // 3), 0)}
+    return {0: ((*x[:2], widths[2]) if widths is not None and len(widths) == 3 else None, 0)}
 
 
 def _attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:

@@ -152,8 +152,10 @@ class Shapes:
         if any(name not in self.sizes or name not in self._types for name in names):
             return
         if (node.domain, node.op_type) in OUTPUTS:
-            inputs = {i: v.name for i, v in enumerate(node.inputs) if v is not None and v.name}
-            found = OUTPUTS[node.domain, node.op_type](node, lambda i: self.sizes.get(inputs[i]))
+            inputs = {i: v.name or "" for i, v in enumerate(node.inputs) if v is not None}
+            found = OUTPUTS[node.domain, node.op_type](
+                node, lambda i: self.sizes.get(inputs.get(i, ""))
+            )
             for i, (dims, kind) in found.items():
                 key = node.outputs[i].name if i < len(node.outputs) else None
                 if key and dims is not None:
