@@ -133,10 +133,8 @@ function attended(query, key, value, mask, bias; num_heads, scale, unidirectiona
 end
 
 hiddenkeys(T, ::Nothing, keys, filler) = nothing
-function hiddenkeys(T, mask::AbstractVector, keys, filler)
-    length(mask) > 0 && return hiddenkeys(T, (0:(keys - 1)) .< reshape(mask, 1, :), keys, filler)
-    return nothing
-end
+hiddenkeys(T, lengths::AbstractVector, keys, filler) =
+    hiddenkeys(T, (0:(keys - 1)) .< reshape(lengths, 1, :), keys, filler)
 function hiddenkeys(T, mask, keys, filler)
     ndims(mask) == 2 || unsupported("a mask of ", ndims(mask), " dimensions")
     return reshape(ifelse.(mask .> 0, zero(T), T(filler)), size(mask, 1), 1, 1, size(mask, 2))

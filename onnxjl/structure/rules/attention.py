@@ -39,10 +39,7 @@ def attention(run: Interpreter, node: ir.Node) -> None:
         run.fix(axes[2], f"the sequence of Attention '{node.name}'")
     heads = run.unite(run.unite(q[1], k[1], node), v[1], node)
     features = run.unite(q[3], k[3], node)
-    run.mark_kind(heads, Kind.HEAD)
-    run.vote_heads(heads)
-    run.mark_kind(features, Kind.HEAD_DIM)
-    run.mark_kind(v[3], Kind.HEAD_DIM)
+    _mark(run, heads, features, v[3])
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         mask = run.of(node.inputs[3])
         for axis in mask:
@@ -52,6 +49,14 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     run.set(node.outputs[0], (q[0], heads, q[2], v[3]))
     run.product(node, 1, (q[0], heads, q[2], k[2], features), [(query, 3)])
     run.product(node, 1, (q[0], heads, q[2], k[2], v[3]), [(value, 3)])
+
+
+def _mark(run: Interpreter, heads: ax.Axis, features: ax.Axis, values: ax.Axis) -> None:
+    """Mark heads, and the features of query and key, and of the values."""
+    run.mark_kind(heads, Kind.HEAD)
+    run.vote_heads(heads)
+    run.mark_kind(features, Kind.HEAD_DIM)
+    run.mark_kind(values, Kind.HEAD_DIM)
 
 
 def _softcap(node: ir.Node) -> float:
@@ -74,7 +79,8 @@ def packed_attention(run: Interpreter, node: ir.Node) -> None:
     """Contract the input; the columns of the weights are those of query, key and value."""
     x, weight = run.of(node.inputs[0]), node.inputs[1]
     w = run.of(weight, {0: x[-1]})
-    if len(x) != 3 or len(w) != 2 or _is_rotary(node):
+    rotary = node.attributes.get_int("do_rotary", 0)
+    if len(x) != 3 or len(w) != 2 or rotary:
         raise Unruled("an input without three axes, or rotary embeddings")
     inner = run.unite(x[2], w[0], node)
     bias = _input(node, 2)
@@ -129,10 +135,7 @@ def _attend(
     heads = run.unite_all([axes[0] for axes in split], node)
     features = run.unite(split[0][1], split[1][1], node)
     values = split[2][1]
-    run.mark_kind(heads, Kind.HEAD)
-    run.vote_heads(heads)
-    run.mark_kind(features, Kind.HEAD_DIM)
-    run.mark_kind(values, Kind.HEAD_DIM)
+    _mark(run, heads, features, values)
     for axes in (q, k, v):
         run.fix(axes[1], f"the sequence of {node.op_type} '{node.name}'")
     for i in (mask, bias):
@@ -148,10 +151,6 @@ def _attend(
 
 def _input(node: ir.Node, i: int) -> ir.Value | None:
     return node.inputs[i] if i < len(node.inputs) else None
-
-
-def _is_rotary(node: ir.Node) -> bool:
-    return node.attributes.get_int("do_rotary", 0) != 0
 
 
 def _widths(node: ir.Node, columns: int) -> Sequence[int]:

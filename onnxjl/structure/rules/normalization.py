@@ -73,11 +73,11 @@ def embedding(run: Interpreter, node: ir.Node) -> None:
     """Unite the widths of all tables and parameters, and mark them as inexact."""
     numbers = run.of(node.inputs[0])
     width = run.of(node.inputs[2])[1]
-    for i, table in enumerate(node.inputs[2:5], 2):
+    for table in node.inputs[2:5]:
         if table is not None:
             rows, columns = run.of(table)
             run.fix(rows, f"rows of {node.op_type} '{node.name}', which are chosen by number")
-            width = run.unite(width, columns, node) if i > 2 else width
+            width = run.unite(width, columns, node)
     for parameter in node.inputs[5:7]:
         width = run.unite_parameter(width, parameter, node)
     run.inexact(width, node)
