@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -214,11 +213,11 @@ class _Selection:
             n: np.argsort(-s, kind="stable") for n, s in zip(offered, scores, strict=True)
         }
         self.scores = {n: s[self.ranked[n]] for n, s in zip(offered, scores, strict=True)}
-        # A unit may be several indices wide, as a head is: fewer of them make a step then.
-        self.steps = np.array(
-            [request.step // math.gcd(request.step, _width(group)) for group in structure.groups],
-            dtype=np.int64,
-        )
+        self.steps = np.ones(len(structure.groups), dtype=np.int64)
+        if request.step > 1:
+            # A unit may be several indices wide, as a head is: fewer of them make a step then.
+            widths = np.array([_width(group) for group in structure.groups], dtype=np.int64)
+            self.steps = request.step // np.gcd(request.step, widths)
         self.fixed = self._asked_for_by_pattern(offered)
         self.free = np.array([n for n in offered if n not in self.fixed], dtype=np.int64)
         self.least = self.sizes.copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,7 @@ class Cut(ir.TensorProtocol):
     """
 
     def __init__(self, whole: ir.TensorProtocol, kept: Kept, name: str) -> None:
-        sizes = list(whole.shape.numpy())
+        sizes = list(cast("tuple[int, ...]", whole.shape.dims))
         for axis, indices in kept.items():
             sizes[axis] = len(indices)
         self.name = name

@@ -18,7 +18,7 @@ from onnxjl.graph import Graph
 from onnxjl.inputs import random_inputs
 from onnxjl.latency import measure_pair
 from onnxjl.latency_budget import SECONDS, search
-from onnxjl.load import Source, load
+from onnxjl.load import Source
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan, apply
 from onnxjl.structure.blocks import Block, Blocks, Costs, find, plan_without, removed_nodes
@@ -48,7 +48,7 @@ def remove_blocks(model: Source | FluxModel, names: Sequence[str]) -> Graph | Fl
     """
     if isinstance(names, str):
         raise UsageError(f"names of blocks are a list: ['{names}']")
-    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(model)
     structure = analyze(graph)
     found = find(structure)
     chosen: dict[str, Block] = {}

@@ -85,10 +85,13 @@ def _graph(graph: ir.Graph, tensors: Tensors) -> ir.Graph:
 
 def _value(value: ir.Value, tensor: ir.TensorProtocol | None = None) -> ir.Value:
     """Copy a value, with another weight if one is given."""
-    if tensor is not None:
-        shape: ir.Shape | None = ir.Shape(tensor.shape.numpy())
-    else:
+    shape: ir.Shape | None
+    if tensor is None:
         shape = None if value.shape is None else value.shape.copy()
+    elif type(tensor.shape) is ir.Shape and tensor.shape.frozen:
+        shape = tensor.shape
+    else:
+        shape = ir.Shape(tensor.shape.numpy())
     copy = ir.Value(
         name=value.name,
         type=value.type,

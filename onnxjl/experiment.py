@@ -776,7 +776,7 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def _normalized(model: Source | FluxModel) -> Graph:
-    return model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    return model.to_graph() if isinstance(model, FluxModel) else normalize(model)
 
 
 def _counted_as(budget: Budget | Sparsity) -> Budget:

@@ -41,6 +41,7 @@ class Graph:
     source : the normalized graph that `plan` refers to, if it was pruned.
     sparsified : how it came to be sparse, if `sparsify` or `mask` made it.
     status : of the file when it was loaded, as `os.stat` gives it.
+    analyses : what `onnxjl.structure.analyze` has found in it, which is not to be found again.
     """
 
     model: ir.Model
@@ -51,6 +52,7 @@ class Graph:
     source: Graph | None = None
     sparsified: Sparsified | None = None
     status: os.stat_result | None = field(default=None, repr=False)
+    analyses: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __copy__(self) -> Graph:
         """Return another graph of the same network."""
@@ -66,7 +68,7 @@ class Graph:
         file = io.BytesIO()
         write(self, file)
         names = list(self.model.graph.initializers)
-        return {**vars(self), "model": (file.getvalue(), names)}
+        return {**vars(self), "model": (file.getvalue(), names), "analyses": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what another graph gave, with its weights in memory and in their order."""

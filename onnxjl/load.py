@@ -193,8 +193,9 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], nam
             tensor.raw_data = bytes(data)
     for value in model.graph.initializers.values():
         kept = value.const_value
-        if isinstance(kept, ir.serde.TensorProtoTensor) and kept.nbytes > 1024:
-            # Numbers one by one, not raw bytes: read them once, not at every look.
+        if isinstance(kept, ir.serde.TensorProtoTensor) and kept.dtype != ir.DataType.STRING:
+            # Numbers one by one, not raw bytes: read them once, not at every look. And a name is
+            # given to a tensor of ours, not to the caller's.
             value.const_value = ir.Tensor(kept.numpy(), dtype=kept.dtype, name=value.name)
     return model
 

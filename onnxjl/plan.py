@@ -17,9 +17,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxjl.cut import Cut
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
-from onnxjl.garbage import without_collection
+from onnxjl.garbage import keep_freed_memory, without_collection
 from onnxjl.graph import Graph, node_name
-from onnxjl.load import load
 from onnxjl.normalize import normalize
 
 FORMAT = 1
@@ -317,7 +316,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
     ------
     PlanError : the plan belongs to another graph, or names what isn't there.
     """
-    graph = normalize(load(graph))
+    graph = normalize(graph)
     if plan.source_graph is not graph and plan.source["sha256"] != graph.fingerprint:
         raise PlanError(
             "the plan was made for another graph: its source's fingerprint is "
@@ -327,6 +326,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
         **{name: _cut(graph, name, axes) for name, axes in plan.kept.items()},
         **{name: _constant(graph, name, value) for name, value in plan.constants.items()},
     }
+    keep_freed_memory()
     model = duplicate(graph.model, tensors)
     _edit_nodes(model.graph, plan)
     if plan.sizes is None:
@@ -349,7 +349,7 @@ def apply(graph: Graph, plan: Plan) -> Graph:
 def _cut(graph: Graph, name: str, axes: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:
     """Return a weight with the indices that stay."""
     tensor = _initializer(graph, name)
-    shape = tensor.shape.numpy()
+    shape = tensor.shape.dims
     for axis, indices in axes.items():
         if axis >= len(shape) or (len(indices) and indices[-1] >= shape[axis]):
             raise PlanError(f"'{name}' has shape {shape}: no such index on axis {axis}")

@@ -17,7 +17,7 @@ from onnxjl.depth import prune_blocks
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
-from onnxjl.load import Source, load
+from onnxjl.load import Source
 from onnxjl.normalize import normalize
 from onnxjl.optimal import check_solver
 from onnxjl.plan import Plan, apply
@@ -277,7 +277,7 @@ def _recovered(model: Graph | FluxModel, method: Recovery, calibration: Any) -> 
 
 def _graph(model: Source | FluxModel) -> Graph:
     """The normalized graph of a model of either engine."""
-    return model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    return model.to_graph() if isinstance(model, FluxModel) else normalize(model)
 
 
 def _planned(

@@ -230,7 +230,7 @@ def sweep(
     _check(options)
     combinations, names = _combinations(options)
     _tell_apart(path, {"validate": validate, **_data(options)})
-    setting = _Setting(model, normalize(load(model)), engine, validate, measure_latency)
+    setting = _Setting(model, normalize(model), engine, validate, measure_latency)
     if any(each.get("round_to") == AUTO or "latency" in each for each in combinations):
         preferred_step(analyze(setting.graph))  # once here, and not by each worker
     frame = _run(*setting.tasks(combinations, names), executor, workers, path)
@@ -269,7 +269,7 @@ def sensitivity(
     if given := [name for name in (*BUDGETS, "amount_for") if name in options]:
         raise UsageError(f"sensitivity takes amounts, not {given[0]}")
     _tell_apart(path, {"validate": validate, **_data(options)})
-    setting = _Setting(model, normalize(load(model)), engine, validate)
+    setting = _Setting(model, normalize(model), engine, validate)
     offered = groups(
         setting.graph,
         **{k: options[k] for k in ("granularity", "allow_inexact", "ignore") if k in options},

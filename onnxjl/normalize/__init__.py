@@ -87,8 +87,8 @@ def normalize(model: Source, *, opset: int | None = None, training: bool = False
     graph = load(model)
     if graph.normalized and opset in (None, graph.opset):
         return graph
-    # What `load` has just read is ours; what came in memory isn't.
-    given = isinstance(model, Graph | ir.Model)
+    # What `load` has just made is ours; a graph that came may not change.
+    given = isinstance(model, Graph)
     copy = clone(graph.model) if given else graph.model
     options: dict[Pass, Pass] = {
         raise_opset: partial(raise_opset, opset=opset),

@@ -45,7 +45,7 @@ SYMBOLIC = {
 _REFERENCE = frozenset(
     "And ArgMax ArgMin BitShift Clip Compress Cos CumSum Einsum Elu Erf Exp EyeLike "
     "GatherElements GatherND Greater GreaterOrEqual HardSigmoid IsInf IsNaN LeakyRelu Less "
-    "LessOrEqual Log MatMul Mean Mod NonZero OneHot Or Pad Pow Reciprocal ReduceL1 "
+    "LessOrEqual Log MatMul Mean NonZero OneHot Or Pad Pow Reciprocal ReduceL1 "
     "ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
     "ReduceSumSquare Relu Resize ReverseSequence Round ScatterElements ScatterND Selu Sigmoid Sign "
     "Sin Size Softmax Softplus Sum Tan Tanh Tile TopK Trilu Unique Xor".split()
@@ -307,6 +307,12 @@ def _where(condition: Array, a: Array, b: Array, **_: Any) -> Array | None:
     return np.where(condition, a, b)
 
 
+def _mod(a: Array, b: Array, *, fmod: int = 0, **_: Any) -> Array | None:
+    if not b.all() or (a.dtype.kind not in "iu" and not fmod):
+        return None
+    return np.fmod(a, b) if fmod else np.mod(a, b)
+
+
 def _range(start: Array, limit: Array, delta: Array, **_: Any) -> Array | None:
     if delta == 0:
         return None
@@ -363,6 +369,7 @@ _OPERATORS: dict[str, Operator] = {
     "Identity": _identity,
     "Max": _extreme(largest=True),
     "Min": _extreme(largest=False),
+    "Mod": _mod,
     "Mul": _arithmetic(np.multiply),
     "Neg": _unary(np.negative),
     "Not": _unary(np.logical_not),

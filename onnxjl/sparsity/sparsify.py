@@ -17,7 +17,7 @@ from onnxjl.duplicate import duplicate
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel
 from onnxjl.graph import Graph
-from onnxjl.load import Source, load
+from onnxjl.load import Source
 from onnxjl.normalize import normalize
 from onnxjl.progress import progress
 from onnxjl.sparsity import registry
@@ -121,7 +121,7 @@ def sparsify(  # type: ignore[misc] # the options are those below, for both kind
     flux = model if isinstance(model, FluxModel) else None
     chosen = registry.get(criterion, gradients=flux is not None)
     spread = _scope(chosen, scope, runs)
-    graph = flux.to_graph() if flux is not None else normalize(load(model))  # type: ignore[arg-type]
+    graph = flux.to_graph() if flux is not None else normalize(model)  # type: ignore[arg-type]
     reading = chosen.name if chosen.solver is not None else None
     layers, whole = candidates(graph, pattern=runs, ignore=ignore, reading=reading)
     check_any(layers, whole)
@@ -183,7 +183,7 @@ def mask(model: Source | FluxModel, masks: Mapping[str, NDArray[Any]]) -> Graph 
     ------
     UsageError : there is no such floating weight, or a mask isn't bool of its shape.
     """
-    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(load(model))
+    graph = model.to_graph() if isinstance(model, FluxModel) else normalize(model)
     before = graph.masks
     arrays = {}
     for name, given in masks.items():

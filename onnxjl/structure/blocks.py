@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxjl.errors import UsageError
 from onnxjl.graph import FLOATING, Graph, subgraphs
-from onnxjl.load import Source, load
+from onnxjl.load import Source
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.structure.groups import Structure, Whole, analyze, layers
@@ -161,7 +161,7 @@ def blocks(model: Source, *, ignore: Sequence[str] = ()) -> Blocks:
     ------
     UsageError : a pattern that matches nothing.
     """
-    return find(analyze(normalize(load(model))), ignore=ignore)
+    return find(analyze(normalize(model)), ignore=ignore)
 
 
 def find(structure: Structure, *, ignore: Sequence[str] = ()) -> Blocks:

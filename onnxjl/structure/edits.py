@@ -103,12 +103,18 @@ class Editor:
         """Return the axes that shrink of intermediate values, with their new sizes."""
         found: dict[str, dict[int, int]] = {}
         weights = self._run.graph.model.graph.initializers
+        # Many values have the axes of another.
+        by_axes: dict[int, dict[int, int]] = {}
         for key, axes in self._run.axes.items():
             if key in weights:
                 continue
-            for i, axis in enumerate(axes):
-                if self._shrinks(axis):
-                    found.setdefault(key, {})[i] = self._new_size(axis)
+            sizes = by_axes.get(id(axes))
+            if sizes is None:
+                sizes = by_axes[id(axes)] = {
+                    i: self._new_size(axis) for i, axis in enumerate(axes) if self._shrinks(axis)
+                }
+            if sizes:
+                found[key] = sizes
         return found
 
     def changed_axes(self, value: ir.Value) -> list[int]:
@@ -167,11 +173,11 @@ class Editor:
     def attempt(self) -> list[tuple[ir.Node, PlanError]]:
         """Apply every operator's edit, twice, and return the nodes at which that failed."""
         failed: dict[ir.Node, PlanError] = {}
-        nodes = [
-            (node, edit)
-            for node in self._run.graph.model.graph
-            if (edit := EDITS.get((node.domain, node.op_type))) is not None and self._touches(node)
-        ]
+        nodes = []
+        for node in self._run.graph.model.graph:
+            edit, when = EDITS.get((node.domain, node.op_type), (None, None))
+            if edit is not None and when is not None and when(node) and self._touches(node):
+                nodes.append((node, edit))
         for attempt in (1, 2):
             for node, edit in nodes:
                 self._before.clear()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from onnxjl.errors import ModelError, OnnxjlError, PlanError, UsageError
 from onnxjl.garbage import without_collection
 from onnxjl.graph import FLOATING, Graph
-from onnxjl.load import Source, first_cause, load
+from onnxjl.load import Source, first_cause
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.structure import axes as ax
@@ -24,7 +25,7 @@ from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.cost import Cost, Size
 from onnxjl.structure.edits import Editor
 from onnxjl.structure.interpreter import Interpreter
-from onnxjl.structure.labels import Kind
+from onnxjl.structure.labels import MOST, Kind
 from onnxjl.structure.names import check_patterns, layer_names, node_name, weight
 from onnxjl.structure.places import Indices, Places
 from onnxjl.structure.rules.recurrent import GATES
@@ -279,7 +280,7 @@ def groups(
     ------
     UsageError : a granularity that there isn't, or a pattern that matches nothing.
     """
-    structure = analyze(normalize(load(model)), granularity=granularity)
+    structure = analyze(normalize(model), granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
     return Groups([structure.groups[i] for i in offered], whole)
 
@@ -305,14 +306,52 @@ def offer(
         for layer, node in zip(group.layers, group.nodes, strict=True):
             refused.setdefault(node, Whole(layer, node, reason))
     refused = {k: v for k, v in refused.items() if k not in pruned}
-    order = {node_name(node): i for i, node in enumerate(structure.graph.model.graph)}
-    whole = sorted((*structure.whole, *refused.values()), key=lambda w: order.get(w.node, 0))
+    whole = [*structure.whole, *refused.values()]
+    if refused:
+        order = {node_name(node): i for i, node in enumerate(structure.graph.model.graph)}
+        whole.sort(key=lambda w: order.get(w.node, 0))
     return offered, whole
+
+
+# Labels that an analysis may have to be remembered: its arrays are then some megabytes.
+_MOST_REMEMBERED = 1 << 18
+
+
+class _Analysis(NamedTuple):
+    """An analysis that a graph remembers.
+
+    Parameters
+    ----------
+    read : the objects of the model that it rests on.
+    structure : what it found, for a graph of the same model that remembers nothing: what a graph
+        remembers mustn't refer to it, or its weights would stay until Python's collector comes.
+    """
+
+    read: list[object]
+    structure: Structure
+
+    def holds(self, read: list[object]) -> bool:
+        """Return whether the model is still what it was."""
+        return len(read) == len(self.read) and all(map(operator.is_, read, self.read))
+
+
+def _read(model: ir.Model) -> list[object]:
+    """Return all that the analysis reads of a model and that can be exchanged in it."""
+    network = model.graph
+    read: list[object] = [*network.inputs, *network.outputs]
+    for name, value in network.initializers.items():
+        read += (name, value.const_value)
+    for node in network:
+        read += (node.domain, node.op_type, node.name, node.inputs)
+        read += node.attributes.data.values()
+        for value in node.outputs:
+            read += (value.name, value.type, value.shape)
+    return read
 
 
 @without_collection
 def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
-    """Run the structure analysis.
+    """Run the structure analysis, unless the graph remembers what it found.
 
     Parameters
     ----------
@@ -330,8 +369,12 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
         known = ", ".join(GRANULARITIES)
         raise UsageError(f"no granularity '{granularity}'; there are {known}, and for prune block")
     graph = normalize(graph)
+    read = _read(graph.model)
+    before = graph.analyses.get(granularity)
+    if before is not None and before.holds(read):
+        return replace(before.structure, graph=graph)
     try:
-        return _analyzed(graph, granularity)
+        structure = _analyzed(replace(graph), granularity)
     except (OnnxjlError, Warning):
         raise
     except Exception as error:
@@ -340,6 +383,9 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
             f"{where}: its structure can't be analysed, as sizes inside it don't fit: "
             f"{first_cause(error)}"
         ) from error
+    if structure.run.labels.count <= _MOST_REMEMBERED:
+        graph.analyses[granularity] = _Analysis(read, structure)
+    return replace(structure, graph=graph)
 
 
 def _analyzed(graph: Graph, granularity: Granularity) -> Structure:
@@ -355,6 +401,10 @@ def _analyzed(graph: Graph, granularity: Granularity) -> Structure:
             return builder.build()
         for node, error in failed:
             run.withdraw(node, str(error))
+
+
+# Bits that are left, of 64, beside the number of a group: there are fewer groups than labels.
+_LOW_BITS = 64 - MOST.bit_length()
 
 
 class _Builder:
@@ -422,7 +472,9 @@ class _Builder:
         """
         units = len(self.group_of)
         codes = _codes(units + len(self.widths))
-        order = np.lexsort((codes[:units], self.group_of))  # as if at random within each group
+        # As if at random within each group, whose number comes first in what is sorted.
+        high = self.group_of.astype(np.uint64) << np.uint64(_LOW_BITS)
+        order = np.argsort(high | (codes[:units] >> np.uint64(64 - _LOW_BITS)))
         counts = 1 + (codes[units:] % (self.widths - 1).astype(np.uint64)).astype(np.int64)
         rank = np.arange(units) - self.starts[self.group_of]
         kept = np.ones(units + 1, dtype=bool)

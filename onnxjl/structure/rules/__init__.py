@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Interpreter", ir.Node], None]
 Edit = Callable[["Editor", ir.Node], None]
+Condition = Callable[[ir.Node], bool]
 
 RULES: dict[tuple[str, str], Rule] = {}
-EDITS: dict[tuple[str, str], Edit] = {}
+EDITS: dict[tuple[str, str], tuple[Edit, Condition]] = {}
 
 
 class Unruled(Exception):  # noqa: N818 - an answer, not an error: the caller fixes what the node touches
@@ -41,14 +42,18 @@ def rule(*operators: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
-def edit(*operators: str, domain: str = "") -> Callable[[Edit], Edit]:
-    """Register what a plan changes in operators besides their weights."""
+def _always(node: ir.Node) -> bool:
+    return True
+
+
+def edit(*operators: str, domain: str = "", when: Condition = _always) -> Callable[[Edit], Edit]:
+    """Register what a plan changes in operators besides their weights, and in which nodes."""
 
     def register(function: Edit) -> Edit:
         for operator in operators:
             if (domain, operator) in EDITS:
                 raise ValueError(f"{operator} has two edits")
-            EDITS[domain, operator] = function
+            EDITS[domain, operator] = function, when
         return function
 
     return register

@@ -162,12 +162,16 @@ def _grouped(
     return outputs
 
 
-@edit("Conv", "ConvTranspose")
+def _is_grouped(node: ir.Node) -> bool:
+    return node.attributes.get_int("group", 1) > 1
+
+
+@edit("Conv", "ConvTranspose", when=_is_grouped)
 def conv_groups(editor: Editor, node: ir.Node) -> None:
     """Set `group` to the number of groups that survive."""
     groups = node.attributes.get_int("group", 1)
     value = node.inputs[0]
-    if groups == 1 or value is None:
+    if value is None:
         return
     kept = editor.mask(value, 1)
     if kept is None:
