@@ -49,18 +49,26 @@ class Measurement:
         self.steps[name] = time.perf_counter() - start
         return result
 
-    def repeat(self, name: str, work: Callable[[], Any], times: int) -> Any:
+    def repeat(
+        self,
+        name: str,
+        work: Callable[..., Any],
+        times: int,
+        prepare: Callable[[], tuple[Any, ...]] = tuple,
+    ) -> Any:
         """Run a step several times after a warm-up; its time is the median.
 
-        Every run begins alike: what the one before it made is gone.
+        Every run begins alike: what the one before it made is gone. It is given what `prepare`
+        makes for it, which isn't timed.
         """
-        result = work()
+        result = work(*prepare())
         seconds = []
         for _ in range(times):
             del result
+            given = prepare()
             gc.collect()
             start = time.perf_counter()
-            result = work()
+            result = work(*given)
             seconds.append(time.perf_counter() - start)
         self.steps[name] = statistics.median(seconds)
         return result

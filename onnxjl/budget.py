@@ -383,7 +383,13 @@ class _Selection:
         """Return removed units, in the order of a path, while one still fits in the budgets."""
         counts = counts.copy()
         tallies = [(Tally(cost, counts), limit) for cost, limit in limits]
-        queue = [(path.turn(n, counts), n) for n in self.free.tolist() if counts[n] < self.sizes[n]]
+        # What is left of a budget only shrinks, and what a unit costs only grows with the others: a
+        # group whose next unit doesn't fit is done, and most are so at once.
+        following = np.minimum(counts // self.steps * self.steps + self.steps, self.sizes) - counts
+        fits = following > 0
+        for cost, limit in limits:
+            fits &= cost.increase(counts, following) <= limit - cost.total(counts)
+        queue = [(path.turn(n, counts), n) for n in self.free[fits[self.free]].tolist()]
         heapq.heapify(queue)
         while queue:
             turn, n = heapq.heappop(queue)
@@ -393,8 +399,6 @@ class _Selection:
                 continue
             step = int(self.steps[n])
             units = int(min(counts[n] // step * step + step, self.sizes[n]) - counts[n])
-            # What is left of a budget only shrinks, and what a unit costs only grows with the
-            # others: a group whose next unit doesn't fit is done.
             if any(tally.increase(n, units) > limit - tally.total for tally, limit in tallies):
                 continue
             for tally, _ in tallies:

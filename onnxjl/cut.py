@@ -50,7 +50,7 @@ class Cut(ir.TensorProtocol):
         self._array: np.ndarray | None = None
         self._whole: ir.TensorProtocol | None = whole
         self._kept = kept
-        if isinstance(whole, Cut) and (source := whole._whole) is not None:
+        if type(whole) is Cut and (source := whole._whole) is not None:
             before = whole._kept
             later = {
                 a: before[a][indices] if a in before else indices for a, indices in kept.items()

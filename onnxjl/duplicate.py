@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from onnxjl.graph import subgraphs
+from onnxjl.graph import initializers, subgraphs
 
 Tensors = Mapping[str, ir.TensorProtocol]
 
@@ -28,7 +28,7 @@ def duplicate(model: ir.Model, tensors: Tensors) -> ir.Model:
             value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
         return copy
     return ir.Model(
-        _graph(model.graph, tensors),
+        _graph(model, tensors),
         ir_version=model.ir_version,
         producer_name=model.producer_name,
         producer_version=model.producer_version,
@@ -44,8 +44,9 @@ def _is_flat(node: ir.Node) -> bool:
     return not node.device_configurations and not subgraphs(node)
 
 
-def _graph(graph: ir.Graph, tensors: Tensors) -> ir.Graph:
-    copies = {value: _value(value, tensors.get(name)) for name, value in graph.initializers.items()}
+def _graph(model: ir.Model, tensors: Tensors) -> ir.Graph:
+    graph, weights = model.graph, initializers(model)
+    copies = {value: _value(value, tensors.get(name)) for name, value in weights.items()}
     for value in graph.inputs:
         if value not in copies:
             copies[value] = _value(value)
@@ -73,7 +74,7 @@ def _graph(graph: ir.Graph, tensors: Tensors) -> ir.Graph:
         [copies[value] for value in graph.inputs],
         [copies[value] for value in graph.outputs],
         nodes=nodes,
-        initializers=[copies[value] for value in graph.initializers.values()],
+        initializers=[copies[value] for value in weights.values()],
         doc_string=graph.doc_string,
         opset_imports=dict(graph.opset_imports),
         name=graph.name,

@@ -18,7 +18,7 @@ from onnxjl.cut import Cut
 from onnxjl.duplicate import duplicate
 from onnxjl.errors import PlanError
 from onnxjl.garbage import keep_freed_memory, without_collection
-from onnxjl.graph import Graph, node_name
+from onnxjl.graph import Graph, initializers, node_name
 from onnxjl.normalize import normalize
 
 FORMAT = 1
@@ -366,7 +366,7 @@ def _constant(graph: Graph, name: str, value: np.ndarray) -> ir.Tensor:
 
 
 def _initializer(graph: Graph, name: str) -> ir.TensorProtocol:
-    value = graph.model.graph.initializers.get(name)
+    value = initializers(graph.model).get(name)
     if value is None or value.const_value is None:
         raise PlanError(f"no initializer is called '{name}'")
     return value.const_value

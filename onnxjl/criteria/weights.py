@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxjl.criteria.aggregation import aggregate
 from onnxjl.criteria.roles import Role, role
 from onnxjl.errors import UsageError, WeightError
-from onnxjl.graph import FLOATING, Graph
+from onnxjl.graph import FLOATING, Graph, initializers
 from onnxjl.structure import Activation, Group, Member
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Scoring:
     def role(self, tensor: str) -> Role:
         """What a weight is for."""
         if tensor not in self._roles:
-            self._roles[tensor] = role(self.graph.model.graph.initializers[tensor])
+            self._roles[tensor] = role(initializers(self.graph.model)[tensor])
         return self._roles[tensor]
 
     @cached_property
@@ -77,7 +77,7 @@ class Scoring:
         """The weights whose magnitude counts: those of contractions, of two axes or more."""
         return frozenset(
             name
-            for name, value in self.graph.model.graph.initializers.items()
+            for name, value in initializers(self.graph.model).items()
             if _is_floating(value.const_value)
             and len(value.const_value.shape) >= 2
             and self.role(name).contracted
@@ -85,13 +85,14 @@ class Scoring:
 
     def floating(self, tensor: str) -> bool:
         """Whether a weight's elements are real numbers."""
-        return _is_floating(self.graph.model.graph.initializers[tensor].const_value)
+        return _is_floating(initializers(self.graph.model)[tensor].const_value)
 
     def totals(self, tensor: str, axis: int, order: Order) -> np.ndarray:
         """For each index of an axis, the sum of ``|w|^order`` over all others, or the maximum."""
         place = (tensor, axis, order)
-        if place in self._along:
-            return self._along[place]
+        found = self._along.get(place)
+        if found is not None:
+            return found
         key = (tensor, order)
         if key not in self._totals:
             self._totals[key] = _totals(self.graph.weight(tensor), order)
@@ -196,13 +197,13 @@ class GroupWeights(Mapping[str, np.ndarray]):
         WeightError : a weight holds NaN or infinity.
         """
         rows = np.empty((len(members), len(members[0].indices)))
-        for row, member in zip(rows, members, strict=True):
-            totals = self.scoring.totals(member.tensor, member.axis, order)
-            if member.indices.shape[1] == 1:
-                row[:] = totals[member.indices[:, 0]]
+        for row, (tensor, axis, indices) in zip(rows, members, strict=True):
+            totals = self.scoring.totals(tensor, axis, order)
+            if indices.shape[1] == 1:
+                totals.take(indices[:, 0], out=row, mode="clip")  # "raise" would copy once more
                 continue
             with np.errstate(over="ignore", invalid="ignore"):
-                several = totals[member.indices]
+                several = totals[indices]
                 row[:] = several.max(1) if order == "max" else several.sum(1)
         finite = np.isfinite(rows)
         if not finite.all():

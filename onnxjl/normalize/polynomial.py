@@ -141,6 +141,26 @@ class Polynomial:
     __repr__ = __str__
 
 
+def evaluated(text: str, sizes: Mapping[str, int]) -> int | None:
+    """The number that a polynomial is at some sizes; None where a name isn't among them.
+
+    Parameters
+    ----------
+    text : the polynomial, as `str` writes it.
+    sizes : name -> size; names are words.
+    """
+    total = 0
+    for term in text.replace(" - ", " + -").split(" + "):
+        product = -1 if term.startswith("-") else 1
+        for factor in term.removeprefix("-").split("*"):
+            number = int(factor) if factor.isdecimal() else sizes.get(factor)
+            if number is None:
+                return None
+            product *= number
+        total += product
+    return total
+
+
 def _terms(value: object) -> Mapping[Monomial, int]:
     if isinstance(value, Polynomial):
         return value._terms

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -18,9 +19,9 @@ from onnxjl.structure.labels import LabelArray, Labels
 Tag = tuple[str, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Factor:
-    """One factor of an axis.
+    """One factor of an axis; axes share it, and nothing changes it.
 
     Parameters
     ----------
@@ -40,6 +41,7 @@ Axis = tuple[Factor, ...]
 Axes = tuple[Axis, ...]
 
 
+@lru_cache(maxsize=4096)
 def plain(size: int, reason: int = 0) -> Axis:
     """Return an axis that can't be pruned."""
     return () if size == 1 else (Factor(size, None, reason),)

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxjl.errors import ModelError, OnnxjlError, PlanError, UsageError
-from onnxjl.garbage import without_collection
-from onnxjl.graph import FLOATING, Graph
+from onnxjl.garbage import keep_freed_memory, without_collection
+from onnxjl.graph import FLOATING, Graph, initializers
 from onnxjl.load import Source, first_cause
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
@@ -243,7 +243,7 @@ class Structure:
         alive = kept_unit[self._unit_at]  # unit -1, "not in a group", is the last
         editor = Editor(self.run, alive)
         kept: dict[str, dict[int, NDArray[np.int64]]] = {}
-        for name in self.graph.model.graph.initializers:
+        for name in initializers(self.graph.model):
             for i, axis in enumerate(self.run.axes.get(name, ())):
                 indices = editor.kept(axis)
                 if indices is not None:
@@ -339,7 +339,7 @@ def _read(model: ir.Model) -> list[object]:
     """Return all that the analysis reads of a model and that can be exchanged in it."""
     network = model.graph
     read: list[object] = [*network.inputs, *network.outputs]
-    for name, value in network.initializers.items():
+    for name, value in initializers(model).items():
         read += (name, value.const_value)
     for node in network:
         read += (node.domain, node.op_type, node.name, node.inputs)
@@ -369,6 +369,7 @@ def analyze(graph: Graph, *, granularity: Granularity = "channel") -> Structure:
         known = ", ".join(GRANULARITIES)
         raise UsageError(f"no granularity '{granularity}'; there are {known}, and for prune block")
     graph = normalize(graph)
+    keep_freed_memory()
     read = _read(graph.model)
     before = graph.analyses.get(granularity)
     if before is not None and before.holds(read):
@@ -500,7 +501,7 @@ class _Builder:
         made_by: list[list[str]] = [[] for _ in range(number)]
         nodes: list[list[str]] = [[] for _ in range(number)]
         run = self.run
-        for name in run.graph.model.graph.initializers:
+        for name in initializers(run.graph.model):
             for i, axis in enumerate(run.axes.get(name, ())):
                 for g, indices in self._indices(places, axis):
                     members[g].append(Member(name, i, indices))
@@ -602,7 +603,7 @@ class _Builder:
         )
         # Weights of the same axes, as of a normalization, are one term.
         terms: dict[ax.Axes, tuple[float, int]] = {}
-        for name, value in self.run.graph.model.graph.initializers.items():
+        for name, value in initializers(self.run.graph.model).items():
             tensor = value.const_value
             if tensor is None:
                 continue

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxjl.graph import FLOATING, Graph, subgraphs
+from onnxjl.graph import FLOATING, Graph, initializers, subgraphs
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.labels import MOST_OF_ONE, Kind, Labels, TooMany
@@ -53,7 +53,7 @@ class Interpreter:
         self.graph = graph
         self.shapes = shapes
         self.choices = choices
-        tensors = [value.const_value for value in graph.model.graph.initializers.values()]
+        tensors = [value.const_value for value in initializers(graph.model).values()]
         self.labels = Labels(sum(tensor.nbytes for tensor in tensors if tensor is not None))
         self.axes: dict[str, Axes] = {}
         self.products: list[Product] = []
@@ -62,6 +62,7 @@ class Interpreter:
         self.unruled: dict[str, str] = {}
         # Values of unknown shape -> the node that it was lost at.
         self._lost: dict[str, str] = {}
+        self._computed: set[str] = set()
         self._met: tuple[ir.Node | None, int] = (None, 0)
         self._dims: dict[str, np.ndarray] = {}
         self._dim_axes: list[tuple[Axis, ...]] = [()]
@@ -145,7 +146,8 @@ class Interpreter:
             return ()
         result = wide[0]
         for other in wide[1:]:
-            result = self.unite(result, other, node)
+            if other is not result:
+                result = self.unite(result, other, node)
         return result
 
     def unite_parameter(self, axis: Axis, value: ir.Value | None, node: ir.Node) -> Axis:
@@ -209,6 +211,10 @@ class Interpreter:
             self.why(f"no rectangular block holds it at {name(node)}"),
         )
 
+    def is_computed(self, value: ir.Value) -> bool:
+        """Return whether a value is an activation: not a constant, nor made of constants alone."""
+        return value.name in self._computed
+
     def vector(self, axis: Axis) -> np.ndarray | None:
         """Return one label for each index, or None for a plain axis."""
         return ax.expand(self.labels, axis)
@@ -249,12 +255,17 @@ class Interpreter:
     def _run(self) -> None:
         model = self.graph.model
         for value in model.graph.inputs:
-            if value.name and not value.is_initializer() and value.name in self.shapes.sizes:
+            if not value.name or value.is_initializer():
+                continue
+            self._computed.add(value.name)
+            if value.name in self.shapes.sizes:
                 reason = self.why(f"network input '{value.name}'")
                 shape = self.shapes.sizes[value.name]
                 self.axes[value.name] = tuple(ax.plain(d, reason) for d in shape)
         for node in model.graph:
             self._step(node)
+            if any(value is not None and value.name in self._computed for value in node.inputs):
+                self._computed.update(value.name for value in node.outputs if value.name)
         for value in model.graph.outputs:
             self.fix_value(value, f"network output '{value.name}'")
             self._fix_dims(value, f"network output '{value.name}'")

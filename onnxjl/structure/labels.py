@@ -113,7 +113,7 @@ class Labels:
         self._pending.clear()
         self._waiting = 0
         parent = self._parent[: self.count]
-        many = 8 * len(a) > self.count
+        many = 2 * len(a) > self.count
         while True:
             a, b = self._roots(a), self._roots(b)
             differ = a != b

@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from onnxjl.graph import FLOATING, Graph
+from onnxjl.graph import FLOATING, Graph, initializers
 from onnxjl.inputs import sample_shapes
+from onnxjl.normalize.polynomial import evaluated
 from onnxjl.normalize.shape_rules import OUTPUTS
 
 Shape = tuple[int, ...]
@@ -49,7 +50,7 @@ class Shapes:
         model = graph.model
         inputs = sample_shapes(graph)
         self.sizes.update(inputs)
-        for name, value in model.graph.initializers.items():
+        for name, value in initializers(model).items():
             tensor = value.const_value
             if tensor is None:
                 continue
@@ -67,7 +68,7 @@ class Shapes:
     def _take_declared(self, model: ir.Model) -> bool:
         """Take the shapes that normalization inferred; return whether they are all concrete.
 
-        Named dimensions of the inputs have their sample sizes.
+        Named dimensions of the inputs have their sample sizes, and so have products of them.
         """
         symbols: dict[str, int] = {}
         for value in model.graph.inputs:
@@ -75,6 +76,14 @@ class Shapes:
             for dim, size in zip(value.shape or (), concrete, strict=False):
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                     symbols.setdefault(str(dim.value), size)
+        words = all(map(str.isidentifier, symbols))
+
+        def size_of(dim: ir.SymbolicDim) -> int | None:
+            name = str(dim.value)
+            if name not in symbols and words and (size := evaluated(name, symbols)) is not None:
+                symbols[name] = size
+            return symbols.get(name)
+
         found: dict[str, Shape] = {}
         for node in model.graph:
             for value in node.outputs:
@@ -82,10 +91,7 @@ class Shapes:
                     continue
                 if value.shape is None or value.dtype is None:
                     return False
-                sizes = tuple(
-                    dim if isinstance(dim, int) else symbols.get(str(dim.value))
-                    for dim in value.shape
-                )
+                sizes = tuple(dim if isinstance(dim, int) else size_of(dim) for dim in value.shape)
                 if None in sizes:
                     return False
                 found[value.name] = cast(Shape, sizes)
@@ -104,7 +110,7 @@ class Shapes:
                         value.name, int(value.dtype), inputs[value.name]
                     )
                 )
-        for name, value in model.graph.initializers.items():
+        for name, value in initializers(model).items():
             tensor = value.const_value
             if tensor is None:
                 continue

@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from onnxjl.structure.interpreter import Interpreter
 
 
-def is_computed(value: ir.Value) -> bool:
-    """Return whether a value is an activation: not a constant, nor made of constants alone."""
-    seen: set[str] = set()
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        if current.is_initializer() or (current.name or "") in seen:
-            continue
-        seen.add(current.name or "")
-        node = current.producer()
-        if node is None:
-            return True
-        if len(seen) > 16:
-            return True  # constants are folded; a long chain has an activation in it
-        pending.extend(v for v in node.inputs if v is not None)
-    return False
-
-
 @rule("Conv")
 def conv(run: Interpreter, node: ir.Node) -> None:
     """Unite input channels with the weight's axis 1; output channels are its axis 0."""
@@ -94,7 +76,8 @@ def _operands(run: Interpreter, node: ir.Node, inner: int | None) -> tuple[ax.Ax
     w = run.of(weight, partners)
     for axis in (*x[2:], *w[2:]):
         run.fix(axis, spatial)
-    run.fix(x[0], f"the batch axis of {node.op_type} '{node.name}'")
+    if x[0]:
+        run.fix(x[0], f"the batch axis of {node.op_type} '{node.name}'")
     return x, w
 
 
@@ -210,7 +193,7 @@ def _multiply(
     assert left is not None
     assert right is not None
     inner = run.unite(a[1], b[0], node)
-    if is_computed(left) and is_computed(right):
+    if run.is_computed(left) and run.is_computed(right):
         run.mark_kind(inner, Kind.HEAD_DIM)
         run.mark_kind(b[1], Kind.HEAD_DIM)
     run.product(
@@ -235,7 +218,7 @@ def matmul(run: Interpreter, node: ir.Node) -> None:
         a.insert(0, ())
     if vector_b:
         b.append(())
-    both = is_computed(left) and is_computed(right)
+    both = run.is_computed(left) and run.is_computed(right)
     inner = run.unite(a[-1], b[-2], node)
     if both:
         run.mark_kind(inner, Kind.HEAD_DIM)
@@ -288,7 +271,7 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
             known = letters.get(letter)
             letters[letter] = axis if known is None else run.unite_all([known, axis], node)
     target = _letters(output, len(run.sizes(node.outputs[0])), widest)
-    computed = [is_computed(v) for v in inputs]
+    computed = [run.is_computed(v) for v in inputs]
     if sum(computed) > 1 and any(letter not in target for letter in letters):
         for letter, axis in letters.items():
             holders = sum(letter in names for names, c in zip(read, computed, strict=True) if c)
