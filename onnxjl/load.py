@@ -17,7 +17,7 @@ from onnxjl.equations import check_equations
 from onnxjl.errors import ExternalDataError, ModelError, OnnxjlError, UsageError
 from onnxjl.external import ExternalWeight
 from onnxjl.garbage import without_collection
-from onnxjl.graph import Graph, subgraphs
+from onnxjl.graph import Graph, initializers, subgraphs
 from onnxjl.proto import weightless
 from onnxjl.wire import split_weights
 
@@ -158,7 +158,9 @@ def _from_proto(
         model.graph.opset_imports[domain] = max(known, opset.version)
     if folder is not None:
         external_data.set_base_dir(model.graph, folder)
-    return _checked(model, name, folder, allow_external)
+    model = _checked(model, name, folder, allow_external)
+    _own_tensors(model, ir.serde.TensorProtoTensor)
+    return model
 
 
 def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], name: str) -> ir.Model:
@@ -193,9 +195,8 @@ def _with_weights(proto: onnx.ModelProto, weights: Mapping[int, memoryview], nam
             tensor.raw_data = bytes(data)
     for value in model.graph.initializers.values():
         kept = value.const_value
-        if isinstance(kept, ir.serde.TensorProtoTensor) and kept.dtype != ir.DataType.STRING:
-            # Numbers one by one, not raw bytes: read them once, not at every look. And a name is
-            # given to a tensor of ours, not to the caller's.
+        if isinstance(kept, ir.serde.TensorProtoTensor) and kept.nbytes > 1024:
+            # Numbers one by one, not raw bytes: read them once, not at every look.
             value.const_value = ir.Tensor(kept.numpy(), dtype=kept.dtype, name=value.name)
     return model
 
@@ -263,11 +264,16 @@ def clone(model: ir.Model) -> ir.Model:
             copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
         except Exception as error:
             raise ModelError(f"the model: invalid ONNX: {first_cause(error)}") from error
-    for value in copy.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.serde.TensorProtoTensor | ir.Tensor):
-            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    _own_tensors(copy, ir.serde.TensorProtoTensor, ir.Tensor)
     return copy
+
+
+def _own_tensors(model: ir.Model, *kinds: type[ir.Tensor | ir.serde.TensorProtoTensor]) -> None:
+    """Let a model have tensors of its own, which share their data: they have (mutable) names."""
+    for value in initializers(model).values():
+        tensor = value.const_value
+        if isinstance(tensor, kinds):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def _tensor_over(data: memoryview, tensor: ir.TensorProtocol, name: str) -> ir.Tensor:

@@ -89,6 +89,19 @@ def test_a_graph_is_returned_as_it_is():
     assert load(graph) is graph
 
 
+def test_a_weight_gets_another_name_without_the_proto_it_came_from():
+    proto = linear()
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, WEIGHT.shape, WEIGHT.reshape(-1))
+    few = helper.make_tensor("few", TensorProto.FLOAT, [2], [1.0, 2.0])
+    proto.graph.initializer[0].CopyFrom(tensor)
+    proto.graph.initializer.append(few)
+    before = proto.SerializeToString()
+    weights = load(proto).model.graph.initializers
+    weights["w"].name, weights["few"].name = "v", "many"
+    assert weights["many"].const_value.name == "many"
+    assert proto.SerializeToString() == before
+
+
 def test_nothing_passed_in_is_changed():
     proto = linear()
     proto.graph.node.reverse()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxjl.normalize.polynomial import Polynomial
+from onnxjl.normalize.polynomial import Polynomial, evaluated
 
 SIZES = {"batch": 3, "seq": 7, "h": 11}
 
@@ -66,6 +66,18 @@ def test_a_positive_one_is_positive(a):
 def test_text_is_what_onnx_ir_reads(polynomial, text):
     assert str(polynomial) == text
     assert ir.SymbolicDim(text).evaluate(SIZES) == eval(text, {"Min": min}, dict(SIZES))
+
+
+@given(polynomials)
+def test_text_is_evaluated(polynomial):
+    assert evaluated(str(polynomial), SIZES) == value(polynomial)
+
+
+@pytest.mark.parametrize(
+    "text", ["depth", "2*depth", "seq + depth", "Min(512, seq)", "?0", "", "*"]
+)
+def test_text_with_other_names_has_no_value(text):
+    assert evaluated(text, SIZES) is None
 
 
 def test_unknown_ones_differ():

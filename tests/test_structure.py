@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,6 +19,7 @@ from text_networks import network, split_in_two
 
 from onnxjl import UsageError, groups, normalize
 from onnxjl.structure import analyze, layer_costs, layer_names
+from onnxjl.structure.shapes import Shapes
 
 
 def indices(*values: int) -> list[list[int]]:
@@ -324,7 +332,7 @@ def test_analysis_is_deterministic_and_leaves_the_graph_alone() -> None:
     graph = normalize(convolutions())
     before = graph.model
     text = onnx.printer.to_text(ir.to_proto(graph.model))
-    first, second = analyze(graph), analyze(graph)
+    first, second = analyze(graph), analyze(replace(graph))
     for a, b in zip(first.groups, second.groups, strict=True):
         assert a.name == b.name
         for one, other in zip(a.members, b.members, strict=True):
@@ -332,6 +340,81 @@ def test_analysis_is_deterministic_and_leaves_the_graph_alone() -> None:
             assert np.array_equal(one.indices, other.indices)
     assert graph.model is before
     assert onnx.printer.to_text(ir.to_proto(graph.model)) == text
+
+
+def test_what_was_found_in_a_graph_is_remembered() -> None:
+    graph = normalize(convolutions())
+    first = analyze(graph)
+    assert analyze(graph).groups is first.groups
+    assert analyze(graph).graph is first.graph is graph
+    assert analyze(graph, granularity="head").granularity == "head"
+    assert analyze(graph).groups is first.groups
+    assert analyze(replace(graph)).groups is not first.groups
+
+
+def _stride(model: ir.Model) -> None:
+    model.graph[0].attributes["strides"] = ir.AttrInt64s("strides", [2, 2])
+
+
+def _input(model: ir.Model) -> None:
+    relu = next(node for node in model.graph if node.op_type == "Relu")
+    relu.replace_input_with(0, relu.inputs[0].producer().inputs[0])
+
+
+def _name(model: ir.Model) -> None:
+    model.graph[0].name = "other"
+
+
+def _weight(model: ir.Model) -> None:
+    value = model.graph.initializers["first.weight"]
+    value.const_value = ir.Tensor(np.zeros((8, 3, 3, 3), np.float16), name=value.name)
+
+
+def _gone(model: ir.Model) -> None:
+    model.graph.remove(model.graph[-1])
+
+
+@pytest.mark.parametrize("change", [_stride, _input, _name, _weight, _gone])
+def test_a_network_that_was_changed_is_analyzed_anew(change: Callable[[ir.Model], None]) -> None:
+    graph = normalize(convolutions())
+    before = analyze(graph)
+    change(graph.model)
+    assert analyze(graph).groups is not before.groups
+
+
+def test_an_analyzed_graph_goes_with_its_last_reference() -> None:
+    graph = normalize(convolutions())
+    analyze(graph)
+    gone = weakref.ref(graph)
+    gc.disable()
+    try:
+        del graph
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_an_analyzed_graph_can_be_copied() -> None:
+    graph = normalize(convolutions())
+    names = [group.name for group in analyze(graph).groups]
+    for other in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert [group.name for group in analyze(other).groups] == names
+
+
+def test_sizes_that_are_products_of_named_ones_need_no_inference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = """g (float[batch, seq, 8] x) => (y) {
+        h = MatMul (x, a)  r = Reshape (h, flat)  y = MatMul (r, b)
+    }"""
+    graph = normalize(network(text, {"a": (8, 6), "b": (6, 2)}, {"flat": [-1, 6]}))
+    assert str(graph.model.graph[1].outputs[0].shape) == "[batch*seq,6]"
+    expected = Shapes(graph).sizes
+    monkeypatch.setattr(Shapes, "_take_declared", lambda *_: False)
+    assert Shapes(graph).sizes == expected
+    monkeypatch.undo()
+    monkeypatch.delattr(Shapes, "_infer_whole")
+    assert Shapes(graph).sizes == expected
 
 
 def chain(layers: int) -> onnx.ModelProto:
