@@ -499,7 +499,10 @@ class _Walk:
     # Changes to the graph
 
     def _settle_target(self, node: ir.Node, index: int) -> None:
-        """Give a node its target shape as a constant or, where it can't be, as one `Concat`."""
+        """Give a node its target shape as a constant or, where it can't be, as a `Concat` of its own.
+
+        What is pruned may need other sizes in each of the nodes that share a target.
+        """
         target = node.inputs[index]
         if target is None or target not in self.sizes or self.sizes[target].ndim != 1:
             return
@@ -511,7 +514,9 @@ class _Walk:
             node.attributes.pop("allowzero", None)
             return
         producer = target.producer()
-        if producer is not None and producer.op_type not in ("Concat", "Shape"):
+        if producer is None or producer.op_type == "Shape":
+            return
+        if producer.op_type != "Concat" or len(target.uses()) > 1:
             assembled = self._assembled(node, self.sizes[target])
             if assembled is not None:
                 node.replace_input_with(index, assembled)

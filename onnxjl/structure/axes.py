@@ -29,12 +29,14 @@ class Factor:
     labels : (size,) int, or None for a plain factor, which can't be pruned.
     reason : number of the reason why a plain factor is plain; 0 if it has none of its own.
     tags : the reshapes that made it: (block, position), for telling which factor is the heads.
+    copied : whether its indices are copies of one another, as `Expand` makes them.
     """
 
     size: int
     labels: LabelArray | None = None
     reason: int = 0
     tags: frozenset[Tag] = frozenset()
+    copied: bool = False
 
 
 Axis = tuple[Factor, ...]
@@ -67,18 +69,21 @@ def has_labels(axis: Axis) -> bool:
 def expand(labels: Labels, axis: Axis) -> LabelArray | None:
     """Return one label for each index of the axis, or None if it is plain.
 
-    Where two factors carry labels a slice would need both units; all but the last are fixed.
+    Where two factors carry labels a slice would need both units; all but one are fixed. That is the
+    last of those that aren't fixed yet, and rather none of copies: of heads that share keys and
+    values, whole groups go, or, where keys and values must stay, the same heads of every group.
     """
     if len(axis) == 1:
         return axis[0].labels
     carriers = [i for i, factor in enumerate(axis) if factor.labels is not None]
     if not carriers:
         return None
-    for i in carriers[:-1]:
-        carried = axis[i].labels
-        assert carried is not None
-        labels.fix(carried, labels.reason("shares an axis with other units"))
-    i = carriers[-1]
+    i = carriers[0]
+    if len(carriers) > 1:
+        i = max(carriers, key=lambda i: (labels.may_go(axis[i].labels), not axis[i].copied, i))
+        for other in carriers:
+            if other != i:
+                fix(labels, (axis[other],), labels.reason("shares an axis with other units"))
     vector = axis[i].labels
     assert vector is not None
     before = math.prod(factor.size for factor in axis[:i])
@@ -134,9 +139,10 @@ def _unite_factors(labels: Labels, a: Factor, b: Factor, reason: int) -> Factor:
             return a
         return Factor(a.size, carried, a.reason or b.reason, a.tags | b.tags)
     labels.unite(a.labels, b.labels)
-    if a.tags >= b.tags:
+    copied = a.copied and b.copied
+    if a.tags >= b.tags and a.copied == copied:
         return a
-    return Factor(a.size, a.labels, 0, a.tags | b.tags)
+    return Factor(a.size, a.labels, 0, a.tags | b.tags, copied)
 
 
 def regroup(

@@ -183,9 +183,9 @@ class Interpreter:
             if factor.labels is not None:
                 self.labels.mark_kind(factor.labels, kind)
 
-    def vote_heads(self, axis: Axis) -> None:
-        """Note that the tagged factors of a batch axis of two activations are heads."""
-        self.head_votes.update(tag for factor in axis for tag in factor.tags)
+    def vote_heads(self, *axes: Axis) -> None:
+        """Note that the tagged factors of a batch axis of two activations are heads, in each."""
+        self.head_votes.update(tag for axis in axes for factor in axis for tag in factor.tags)
 
     def vote_groups(self, axis: Axis) -> None:
         """Note that the tagged factors of an axis are groups with statistics of their own."""

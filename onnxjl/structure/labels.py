@@ -142,6 +142,10 @@ class Labels:
         """Mark labels as units that must stay."""
         self._mark(self._fixed, labels, reason)
 
+    def may_go(self, labels: LabelArray | None) -> bool:
+        """Return whether any of these labels isn't itself marked as fixed so far."""
+        return labels is not None and not self._fixed[labels].all()
+
     def mark_inexact(self, labels: LabelArray, reason: int) -> None:
         """Mark labels whose removal changes statistics taken over them."""
         self._mark(self._inexact, labels, reason)

@@ -230,7 +230,7 @@ def matmul(run: Interpreter, node: ir.Node) -> None:
         axis = run.unite_all(meeting, node)
         if both:
             run.mark_kind(axis, Kind.HEAD)
-            run.vote_heads(axis)
+            run.vote_heads(*meeting)
         batch.append(axis)
     result = [*batch, *(() if vector_a else (a[-2],)), *(() if vector_b else (b[-1],))]
     run.set(node.outputs[0], result)
@@ -252,6 +252,7 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
     if not arrow or len(terms) != len(inputs):
         raise Unruled("an equation without '->'")
     letters: dict[str, Axis] = {}
+    meeting: dict[str, list[Axis]] = {}
     read: list[list[str]] = []
     widest = max(
         (
@@ -269,6 +270,7 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
         read.append(names)
         for letter, axis in zip(names, axes, strict=True):
             known = letters.get(letter)
+            meeting.setdefault(letter, []).append(axis)
             letters[letter] = axis if known is None else run.unite_all([known, axis], node)
     target = _letters(output, len(run.sizes(node.outputs[0])), widest)
     computed = [run.is_computed(v) for v in inputs]
@@ -277,7 +279,7 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
             holders = sum(letter in names for names, c in zip(read, computed, strict=True) if c)
             if letter in target and holders > 1:
                 run.mark_kind(axis, Kind.HEAD)
-                run.vote_heads(axis)
+                run.vote_heads(*meeting[letter])
             elif letter not in target:
                 run.mark_kind(axis, Kind.HEAD_DIM)
         last = target[-1] if target else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,7 +97,7 @@ def unsqueeze(run: Interpreter, node: ir.Node) -> None:
 def _made(run: Interpreter, node: ir.Node, shape: ir.Value | None, i: int, size: int) -> Axis:
     """Return an axis that a shape tensor calls into being: free to shrink if its size is."""
     if size > 1 and run.adjustable(shape, i):
-        return run.fresh(size)
+        return tuple(replace(factor, copied=True) for factor in run.fresh(size))
     return ax.plain(size, run.why(f"its size at {node.op_type} '{node.name}' can't be rewritten"))
 
 
