@@ -53,7 +53,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "rapidocr_detector",
         "rapidocr_recognizer",
     ),
-    "ViT, Swin, encoders": (
+    "ViT, Swin, encoders, decoders": (
         "vit_b_16",
         "vit_tiny",
         "swin_t",
@@ -61,6 +61,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "bertlike",
         "encoder_mask",
         "gptlike",
+        "decoder",
+        "decoder_cached",
         "attention_mix",
         "minilm",
     ),

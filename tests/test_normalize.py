@@ -1424,6 +1424,7 @@ FAST = [
     "attention_mix.dynamo_noopt",
     "attention_mix.ts17",
     "conv1d.dynamo",
+    "decoder_cached.ts17",
     "gptlike.ts13",
     "keras_attention.tf17",
     "lstm.dynamo",

@@ -26,6 +26,8 @@ QUICK = (
     "bertlike.ts17",
     "conv1d.dynamo",
     "conv_twice.ts13",
+    "decoder.ts17",
+    "decoder_cached.dynamo",
     "encoder_mask.ts13",
     "gptlike.dynamo",
     "gru.dynamo",

@@ -74,26 +74,29 @@ class Polynomial:
 
     def divided(self, divisor: int | Polynomial) -> int | Polynomial | None:
         """The quotient where the division leaves no remainder whatever the sizes are, else None."""
-        if self == divisor:
-            return 1
-        if isinstance(divisor, int):
-            divisor_names: Monomial = ()
-            factor = divisor
-        elif len(divisor._terms) == 1:
-            ((divisor_names, factor),) = divisor._terms.items()
-        else:
+        parts = _terms(divisor)
+        if not parts:
             return None
-        terms: dict[Monomial, int] = {}
-        for names, coefficient in self._terms.items():
+        leading = max(parts, key=_order)
+        quotient: dict[Monomial, int] = {}
+        rest = dict(self._terms)
+        while rest:
+            names = max(rest, key=_order)
             left = list(names)
-            for name in divisor_names:
+            for name in leading:
                 if name not in left:
                     return None
                 left.remove(name)
-            if factor == 0 or coefficient % factor:
+            if rest[names] % parts[leading] or len(quotient) == _MOST_TERMS:
                 return None
-            terms[tuple(left)] = coefficient // factor
-        return _number_or_polynomial(terms)
+            term = tuple(left)
+            quotient[term] = rest[names] // parts[leading]
+            for more, factor in parts.items():
+                both = tuple(sorted(term + more))
+                rest[both] = rest.get(both, 0) - quotient[term] * factor
+                if not rest[both]:
+                    del rest[both]
+        return _number_or_polynomial(quotient)
 
     def __add__(self, other: object) -> int | Polynomial:
         terms = dict(self._terms)
@@ -159,6 +162,11 @@ def evaluated(text: str, sizes: Mapping[str, int]) -> int | None:
             product *= number
         total += product
     return total
+
+
+def _order(names: Monomial) -> tuple[int, Monomial]:
+    """An order of monomials that products keep: by degree, then by names."""
+    return len(names), names
 
 
 def _terms(value: object) -> Mapping[Monomial, int]:

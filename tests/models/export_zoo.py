@@ -23,6 +23,7 @@ skeleton is restored and run, before it is kept.
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 import tempfile
@@ -53,11 +54,18 @@ FITTED = 8
 
 @dataclass(frozen=True)
 class Input:
-    """How to make one input: its shape, and for integers the exclusive upper bound."""
+    """How to make one input: its shape, and for integers the exclusive upper bound.
+
+    `free` names axes whose sizes the dynamic exporters leave open besides the batch's.
+    """
 
     shape: tuple[int, ...]
     high: int | None = None
     batch_axis: int = 0
+    free: tuple[tuple[int, str], ...] = ()
+
+    def axes(self) -> dict[int, str]:
+        return {self.batch_axis: "batch", **dict(self.free)}
 
     def sample(self, generator: np.random.Generator, batch: int = BATCH) -> Tensor:
         shape = list(self.shape)
@@ -150,6 +158,26 @@ NETWORKS: dict[str, Network] = {
         ("last_hidden_state", "pooler_output"),
     ),
     "gptlike": Network(networks.GptLike, tokens(200), ("logits",)),
+    "decoder": Network(
+        networks.Decoder,
+        {"tokens": Input((2, 16), 200, free=((1, "time"),))},
+        ("logits",),
+        WITHOUT_13,
+    ),
+    "decoder_cached": Network(
+        partial(networks.Decoder, cached=True),
+        {"tokens": Input((2, 4), 200, free=((1, "time"),))}
+        | {
+            f"past_{kind}_{layer}": Input((2, 2, 5, 6), free=((2, "past"),))
+            for layer in range(2)
+            for kind in ("key", "value")
+        },
+        (
+            "logits",
+            *(f"present_{kind}_{layer}" for layer in range(2) for kind in ("key", "value")),
+        ),
+        WITHOUT_13,
+    ),
     "tied_linear": Network(
         networks.TiedLinear, {"input": Input((2, 20))}, exporters=(*USUAL, "ts17bn")
     ),
@@ -284,16 +312,21 @@ def export(
     if exporter.startswith("dynamo"):
         options |= {"dynamo": True, "external_data": False, "verbose": False}
         if exporter == "dynamo":
-            batch = torch.export.Dim("batch")
-            options["dynamic_shapes"] = tuple(
-                {value.batch_axis: batch} for value in network.inputs.values()
+            names = {name for value in network.inputs.values() for name in value.axes().values()}
+            dims = {name: torch.export.Dim(name) for name in names}
+            first, *rest = (
+                {axis: dims[name] for axis, name in value.axes().items()}
+                for value in network.inputs.values()
             )
+            # Further inputs are taken as one argument that gathers them, or one by one.
+            gathers = "caches" in inspect.signature(module.forward).parameters
+            options["dynamic_shapes"] = (first, tuple(rest)) if gathers and rest else (first, *rest)
         else:
             options["optimize"] = False
     else:
         options |= {"dynamo": False, "opset_version": int(exporter[2:4])}
         if exporter == "ts17":
-            axes = {key: {value.batch_axis: "batch"} for key, value in network.inputs.items()}
+            axes = {key: value.axes() for key, value in network.inputs.items()}
             options["dynamic_axes"] = axes | {key: {0: "batch"} for key in network.outputs}
         elif exporter == "ts17bn":
             options["training"] = torch.onnx.TrainingMode.PRESERVE

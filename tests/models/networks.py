@@ -225,6 +225,113 @@ class GptLike(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+class RootMeanSquareNorm(nn.Module):
+    """Normalization without a mean, as decoders have it: (…, width) float → (…, width) float."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+
+class SharedKeysAttention(nn.Module):
+    """Causal attention of rotated queries and keys, whose keys and values several heads share.
+
+    Parameters
+    ----------
+    width : of the stream, which the features of all heads make up.
+    heads : of the queries.
+    shared : heads of keys and values.
+    fused : whether PyTorch's own function multiplies.
+    """
+
+    def __init__(self, width: int, heads: int, shared: int, fused: bool):
+        super().__init__()
+        self.heads, self.shared, self.size, self.fused = heads, shared, width // heads, fused
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, shared * self.size, bias=False)
+        self.value = nn.Linear(width, shared * self.size, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, time, width = x.shape
+        query = self.query(x).view(batch, time, self.heads, self.size).transpose(1, 2)
+        key = self.key(x).view(batch, time, self.shared, self.size).transpose(1, 2)
+        value = self.value(x).view(batch, time, self.shared, self.size).transpose(1, 2)
+        query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if past:
+            key, value = torch.cat((past[0], key), 2), torch.cat((past[1], value), 2)
+        keys, values = self.repeat(key), self.repeat(value)
+        if self.fused:
+            mixed = functional.scaled_dot_product_attention(query, keys, values, mask)
+        else:
+            scores = query @ keys.transpose(-2, -1) / self.size**0.5
+            mixed = torch.softmax(scores + mask, -1) @ values
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, width)), key, value
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """(batch, shared, time, size) → (batch, heads, time, size), each for the heads it serves"""
+        batch, shared, time, size = x.shape
+        repeated = x[:, :, None].expand(batch, shared, self.heads // shared, time, size)
+        return repeated.reshape(batch, self.heads, time, size)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate the two halves of features, (…, time, size), by the angles of their positions."""
+    first, second = x.chunk(2, -1)
+    return x * cosine + torch.cat((-second, first), -1) * sine
+
+
+class Decoder(nn.Module):
+    """Decoder with rotary embeddings, gated MLPs and four heads for each of two keys.
+
+    (batch, time) int → (batch, time, 200) float; a cached one also takes, for each of two layers,
+    the keys and values of earlier steps, (batch, 2, past, 6) float, and returns them with its own.
+    """
+
+    def __init__(self, cached: bool = False):
+        super().__init__()
+        width, heads, shared = 48, 8, 2
+        self.cached = cached
+        self.tokens = nn.Embedding(200, width)
+        self.attention_norm = nn.ModuleList(RootMeanSquareNorm(width) for _ in range(2))
+        self.attention = nn.ModuleList(
+            SharedKeysAttention(width, heads, shared, fused=cached) for _ in range(2)
+        )
+        self.norm = nn.ModuleList(RootMeanSquareNorm(width) for _ in range(2))
+        self.gate = nn.ModuleList(nn.Linear(width, 80, bias=False) for _ in range(2))
+        self.up = nn.ModuleList(nn.Linear(width, 80, bias=False) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(80, width, bias=False) for _ in range(2))
+        self.last_norm = RootMeanSquareNorm(width)
+        self.head = nn.Linear(width, 200, bias=False)
+        steps = torch.arange(0, width // heads, 2) / (width // heads)
+        self.register_buffer("frequencies", 10000.0**-steps)
+
+    def forward(self, tokens: Tensor, *caches: Tensor) -> Tensor | tuple[Tensor, ...]:
+        time, past = tokens.shape[1], caches[0].shape[2] if self.cached else 0
+        angles = torch.outer(torch.arange(past, past + time).float(), self.frequencies)
+        angles = torch.cat((angles, angles), -1)
+        mask = torch.full((time, past + time), float("-inf")).triu(past + 1)
+        x, states = self.tokens(tokens), []
+        for i, attention in enumerate(self.attention):
+            mixed, *new = attention(
+                self.attention_norm[i](x),
+                (angles.cos(), angles.sin()),
+                mask,
+                caches[2 * i : 2 * i + 2],
+            )
+            states += new
+            x = x + mixed
+            inner = self.norm[i](x)
+            x = x + self.down[i](functional.silu(self.gate[i](inner)) * self.up[i](inner))
+        logits = self.head(self.last_norm(x))
+        return (logits, *states) if self.cached else logits
+
+
 class TiedLinear(nn.Module):
     """One linear layer used at two depths.
 

@@ -26,6 +26,8 @@ NAMES: list[str] = sorted(path.name.removesuffix(SUFFIX) for path in FOLDER.glob
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": (
         "bertlike",
+        "decoder",
+        "decoder_cached",
         "encoder_mask",
         "gptlike",
         "swin_t",
