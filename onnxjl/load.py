@@ -18,7 +18,7 @@ from onnxjl.errors import ExternalDataError, ModelError, OnnxjlError, UsageError
 from onnxjl.external import ExternalWeight
 from onnxjl.garbage import without_collection
 from onnxjl.graph import Graph, initializers, subgraphs
-from onnxjl.proto import weightless
+from onnxjl.proto import disguise, weightless
 from onnxjl.wire import split_weights
 
 # NumPy's arrays have no more.
@@ -219,7 +219,7 @@ def _checked(
         if not _is_sorted(model.graph):
             model.graph.sort()
         check_equations(model)
-        onnx.checker.check_model(_with_shapes(weightless(model)))
+        onnx.checker.check_model(disguise(_with_shapes(weightless(model))))
     except OnnxjlError:
         raise
     except Exception as error:

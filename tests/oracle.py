@@ -49,7 +49,11 @@ Biases, peepholes and initial states meet no removed index of anything else befo
 contraction: they are left as they are.
 """
 
-FUSED = {"Attention": (0, 1, 2), "MultiHeadAttention": (0, 1, 2, 3)}
+FUSED = {
+    "Attention": (0, 1, 2),
+    "GroupQueryAttention": (0, 1, 2),
+    "MultiHeadAttention": (0, 1, 2, 3),
+}
 """The same of onnxruntime's, in which sums follow on sums: their biases come before the last."""
 
 

@@ -497,6 +497,81 @@ row(
     head=[],
     head_dim=[],
 )
+for given, inner, head in (
+    # Keys and values that are the network's stay: the same heads of both groups go.
+    ("q, k, v, pk, pv, last, total", "", [3]),
+    ("q, k, v, pk, pv, last, total, cos, sin", ", do_rotary = 1, scale = 0.4", [3]),
+    ("p, , , pk, pv, last, total, , , , , sinks", ", softcap = 5.0", [3]),
+    ("q, k, v, , , all, few", "", [2]),
+    ("q, k, v, , , all, few, , , , bias", "", [2]),
+    ("q, k, v, , , all, few, , , , biases", "", []),
+    ("p, , , , , all, few, cos, sin, , , sinks", ", do_rotary = 1", [2]),
+):
+    cached = "pk" in given
+    row(
+        f"heads that share keys: {given}{inner}",
+        f"""g (float[{"1, 3" if cached else "2, 5"}, 12] x{
+            ", float[1, 2, 5, 16] pk, float[1, 2, 5, 16] pv" if cached else ""
+        }) => (float[N, T, 5] y{
+            ", float[1, 2, 8, 16] nk, float[1, 2, 8, 16] nv" if cached else ""
+        }) {{
+            {"p = MatMul (x, w)" if given[0] == "p" else "q = MatMul (x, wq)"}
+            {"k = MatMul (x, wk) v = MatMul (x, wv)" if given[0] == "q" else ""}
+            m, nk, nv = com.microsoft.GroupQueryAttention
+                <num_heads = 6, kv_num_heads = 2{inner}> ({given})
+            y = MatMul (m, wo)
+        }}""",
+        {
+            **({"w": (12, 160)} if given[0] == "p" else {"wq": (12, 96)}),
+            **({"wk": (12, 32), "wv": (12, 32)} if given[0] == "q" else {}),
+            **{"wo": (96, 5)},
+            **({"sinks": (6,)} if "sinks" in given else {}),
+            **({"biases": (1, 6, 5, 5)} if "biases" in given else {}),
+            **({"bias": (1, 1, 5, 5)} if given.endswith("bias") else {}),
+            **({"cos": (9, 8), "sin": (9, 8)} if "cos" in given else {}),
+        },
+        [],
+        {
+            **({"last": np.array([7], np.int32), "total": np.array(8, np.int32)}),
+            **({"all": np.array([4, 4], np.int32), "few": np.array(5, np.int32)}),
+        },
+        head=head,
+        head_dim=[],
+    )
+for domain, attributes, x, opset in (
+    ("com.microsoft.", " <num_heads = 3>", "q, at, cos, sin", 18),
+    ("com.microsoft.", "", "q, at, cos, sin", 18),
+    ("com.microsoft.", " <interleaved = 1>", "t, at, cos, sin", 18),
+    ("", " <num_heads = 3>", "q, cos, sin, at", 23),
+    ("", " <interleaved = 1>", "t, cos, sin, at", 23),
+):
+    row(
+        f"rotary embeddings: {domain}RotaryEmbedding{attributes} ({x})",
+        f"""g (float[N, 5, 12] z) => (float[N, 5, 4] y) {{
+            q = MatMul (z, wq)
+            s = Reshape (q, apart)
+            t = Transpose <perm = [0, 2, 1, 3]> (s)
+            r = {domain}RotaryEmbedding{attributes} ({x})
+            k = MatMul (z, wk)
+            u = Reshape ({"r" if x[0] == "q" else "q"}, apart)
+            v = {"Transpose <perm = [0, 2, 1, 3]> (u)" if x[0] == "q" else "Identity (r)"}
+            l = Reshape (k, apart)
+            n = Transpose <perm = [0, 2, 3, 1]> (l)
+            a = MatMul (v, n)
+            b = Softmax (a)
+            c = Transpose <perm = [0, 1, 3, 2]> (n)
+            d = MatMul (b, c)
+            e = Transpose <perm = [0, 2, 1, 3]> (d)
+            f = Reshape (e, joined)
+            y = MatMul (f, wo)
+        }}""",
+        {"wq": (12, 24), "wk": (12, 24), "wo": (24, 4), "cos": (5, 4), "sin": (5, 4)},
+        [],
+        {"at": [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]], "apart": [0, 5, 3, 8], "joined": [0, 5, 24]},
+        head=[3],
+        head_dim=[],
+        opset=opset,
+    )
 row(
     "attention of one packed input stays whole",
     """g (float[2, 5, 3, 3, 4] x) => (float[2, 5, 5] y) {

@@ -499,7 +499,7 @@ class _Walk:
     # Changes to the graph
 
     def _settle_target(self, node: ir.Node, index: int) -> None:
-        """Give a node its target shape as a constant or, where it can't be, as a `Concat` of its own.
+        """Give a node its target shape as a constant or, where it can't be, as its own `Concat`.
 
         What is pruned may need other sizes in each of the nodes that share a target.
         """

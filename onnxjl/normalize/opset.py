@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnxjl.errors import ModelError, UnsupportedOperator, UsageError
 from onnxjl.graph import node_name
 from onnxjl.normalize.surgery import add_initializer, is_onnx
-from onnxjl.proto import weightless
+from onnxjl.proto import OF_RUNTIME, disguise, weightless
 
 OLDEST, USUAL = 13, 17
+_NORM = "LayerNormalization"
 
 # Versions of ONNX's file format that first had these types.
 _IR_VERSIONS = {
@@ -52,6 +53,9 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
             f"to {newest} at most"
         )
     target = opset if opset is not None else current if current >= OLDEST else USUAL
+    if target < OF_RUNTIME[_NORM] and any(is_onnx(n, _NORM) for n in model.graph.all_nodes()):
+        # onnxruntime has it in older sets too; ONNX means the same by it.
+        target = OF_RUNTIME[_NORM]
     if target == current:
         return model
     if current < 9:
@@ -65,7 +69,7 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     if current >= OLDEST and target == USUAL:
         return to_opset_17(model)
     try:
-        proto = onnx.version_converter.convert_version(weightless(model), target)
+        proto = onnx.version_converter.convert_version(disguise(weightless(model)), target)
     except Exception as error:
         raise ModelError(
             f"can't convert opset {current} to {target}: {' '.join(str(error).split())}"
@@ -73,6 +77,9 @@ def raise_opset(model: ir.Model, opset: int | None = None) -> ir.Model:
     if current < 7:
         proto = onnx.shape_inference.infer_shapes(proto)
     converted = ir.serde.deserialize_model(proto)
+    for node in converted.graph.all_nodes():
+        if node.op_type in OF_RUNTIME:
+            node.domain = ""
     if current < 7:
         _slopes_as_before(converted)
     if current < 11:

@@ -266,6 +266,23 @@ def _attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, O
     return {0: ((*query[:2], value[2]) if known and query and value else None, 0)}
 
 
+def _grouped_attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    query, separate = dims(0), dims(1) is not None
+    heads, shared = (node.attributes.get_int(f"{kind}num_heads", 0) for kind in ("", "kv_"))
+    present = past = None
+    if query is None or len(query) != 3 or heads < 1 or shared < 1:
+        return {0: (None, 0), 1: (None, 0), 2: (None, 0)}
+    columns = query[2]
+    made = width = None
+    if isinstance(columns, int):
+        width = columns // (heads if separate else heads + 2 * shared)
+        made = (*query[:2], heads * width)
+        past = dims(3)
+        known = past is not None and len(past) == 4
+        present = (query[0], shared, Polynomial.unknown(), past[3] if known and past else width)
+    return {0: (made, 0), 1: (present, 0), 2: (present, 0)}
+
+
 def _embedding(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
     numbers, words = dims(0), dims(2)
     if numbers is None or words is None or len(numbers) != 2 or len(words) != 2:
@@ -281,8 +298,10 @@ OUTPUTS: dict[tuple[str, str], OutputRule] = {
     ("com.microsoft", "EmbedLayerNormalization"): _embedding,
     ("com.microsoft", "FastGelu"): _as_input,
     ("com.microsoft", "Gelu"): _as_input,
+    ("com.microsoft", "GroupQueryAttention"): _grouped_attention,
     ("com.microsoft", "MultiHeadAttention"): _attention,
     ("com.microsoft", "QuickGelu"): _as_input,
+    ("com.microsoft", "RotaryEmbedding"): _as_input,
     ("com.microsoft", "SkipLayerNormalization"): _as_input,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _as_input,
 }

@@ -22,10 +22,12 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def unfuse(model: ir.Model) -> ir.Model:
-    """Write `FusedConv`, `FusedGemm` and `FusedMatMul` as the operators that they stand for.
+    """Write what onnxruntime has fused as the operators that it stands for.
 
-    Files that onnxruntime has optimized hold them. The product keeps the node's name; onnxruntime
-    fuses it again when it loads the file. Other activations than ONNX's common ones stay.
+    Files that onnxruntime has optimized hold `FusedConv`, `FusedGemm` and `FusedMatMul`, decoders
+    `SimplifiedLayerNormalization`, even in ONNX's own domain. The product keeps the node's name;
+    onnxruntime fuses it again when it loads the file. Other activations than ONNX's common ones
+    stay.
 
     Source: onnxruntime, docs/ContribOperators.md.
     """
@@ -33,9 +35,9 @@ def unfuse(model: ir.Model) -> ir.Model:
     names = Names(graph)
     provisional: list[ir.Node] = []
     for node in list(graph):
-        if node.domain == "com.microsoft" and node.op_type in _FUSED:
-            parts = _Parts(graph, names, node)
-            last = _FUSED[node.op_type](parts)
+        if (node.domain, node.op_type) in _FUSED:
+            parts = _Parts(graph, names, node, model.opset_imports[""])
+            last = _FUSED[node.domain, node.op_type](parts)
             if last is None:
                 remove(reversed(parts.nodes))
                 continue
@@ -85,12 +87,14 @@ class _Parts:
     ----------
     graph, names : what the node is in.
     node : the fused node.
+    opset : version of the default operator set.
     """
 
-    def __init__(self, graph: ir.Graph, names: Names, node: ir.Node) -> None:
+    def __init__(self, graph: ir.Graph, names: Names, node: ir.Node, opset: int) -> None:
         self.graph = graph
         self.names = names
         self.node = node
+        self.opset = opset
         self.nodes: list[ir.Node] = []
 
     def add(
@@ -115,6 +119,11 @@ class _Parts:
         name = self.names.fresh(f"{self.node.outputs[0].name or 'fused'}.scalar")
         constant = add_initializer(self.graph, name, np.array(number, dtype=np.float32))
         return self.add("CastLike", [constant, like], {})
+
+    def constant(self, array: np.ndarray, name: str) -> ir.Value:
+        """Add a constant."""
+        output = self.node.outputs[0].name or "fused"
+        return add_initializer(self.graph, self.names.fresh(f"{output}.{name}"), array)
 
     def activate(
         self, value: ir.Value, activation: str, parameters: Sequence[float | None]
@@ -172,8 +181,38 @@ def _product(parts: _Parts) -> ir.Value | None:
     return value if alpha == 1.0 else parts.add("Mul", [value, parts.scalar(alpha, value)], {})
 
 
-_FUSED: Mapping[str, Callable[[_Parts], ir.Value | None]] = {
-    "FusedConv": _convolution,
-    "FusedGemm": _gemm,
-    "FusedMatMul": _product,
+def _root_mean_square(parts: _Parts) -> ir.Value | None:
+    """``X / √(mean(X²) + ε) · scale`` over the last axis, in float unless all is double."""
+    node = parts.node
+    x, scale = node.inputs[0], node.inputs[1]
+    kind = None if scale is None else scale.dtype
+    further = any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
+    if kind is None or further or node.attributes.get_int("axis", -1) != -1:
+        return None
+    wide = ir.DataType.DOUBLE if kind == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    x = parts.add("Cast", [x], {"to": int(wide)})
+    two, small = (
+        parts.constant(np.array(number, dtype=wide.numpy()), name)
+        for number, name in (
+            (2.0, "exponent"),
+            (node.attributes.get_float("epsilon", 1e-5), "epsilon"),
+        )
+    )
+    square = parts.add("Pow", [x, two], {})
+    if parts.opset < 18:
+        mean = parts.add("ReduceMean", [square], {"axes": [-1]})
+    else:
+        mean = parts.add("ReduceMean", [square, parts.constant(np.array([-1]), "axes")], {})
+    root = parts.add("Sqrt", [parts.add("Add", [mean, small], {})], {})
+    normal = parts.add("Div", [x, root], {})
+    if kind != wide:
+        normal = parts.add("Cast", [normal], {"to": int(kind)})
+    return parts.add("Mul", [normal, scale], {}, name=node.name)
+
+
+_FUSED: Mapping[tuple[str, str], Callable[[_Parts], ir.Value | None]] = {
+    ("", "SimplifiedLayerNormalization"): _root_mean_square,
+    ("com.microsoft", "FusedConv"): _convolution,
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("com.microsoft", "FusedMatMul"): _product,
 }

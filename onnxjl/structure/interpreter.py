@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -197,6 +197,10 @@ class Interpreter:
             raise Unruled(f"it has too many indices ({size:,}) to be told apart")
         return () if size == 1 else ax.labelled(self.labels.fresh(size))
 
+    def copies(self, size: int) -> Axis:
+        """Return an axis with labels of its own, whose indices are copies of one another."""
+        return tuple(replace(factor, copied=True) for factor in self.fresh(size))
+
     def reshape(self, axes: Axes, sizes: Sequence[int], node: ir.Node, block: str = "") -> Axes:
         """Return the axes of a row-major reshape."""
         elements = math.prod(ax.size(axis) for axis in axes)
@@ -264,6 +268,10 @@ class Interpreter:
                 self.axes[value.name] = tuple(ax.plain(d, reason) for d in shape)
         for node in model.graph:
             self._step(node)
+            for value in node.outputs:
+                if value.is_graph_output():
+                    # Now, for what comes later depends on which units can go.
+                    self.fix_value(value, f"network output '{value.name}'")
             if any(value is not None and value.name in self._computed for value in node.inputs):
                 self._computed.update(value.name for value in node.outputs if value.name)
         for value in model.graph.outputs:

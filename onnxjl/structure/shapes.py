@@ -164,7 +164,7 @@ class Shapes:
             )
             for i, (dims, kind) in found.items():
                 key = node.outputs[i].name if i < len(node.outputs) else None
-                if key and dims is not None:
+                if key and dims is not None and all(isinstance(dim, int) for dim in dims):
                     self.sizes[key] = cast(Shape, tuple(dims))
                     given = isinstance(kind, ir.DataType)
                     self._types[key] = int(kind) if given else self._types[inputs[kind]]

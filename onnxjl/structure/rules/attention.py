@@ -110,6 +110,134 @@ def multi_head_attention(run: Interpreter, node: ir.Node) -> None:
     _attend(run, node, q, k, v, mask=4, bias=5, other=(6, 7, 8, 9))
 
 
+@rule("GroupQueryAttention", domain="com.microsoft")
+def grouped_attention(run: Interpreter, node: ir.Node) -> None:
+    """Couple the heads of queries with those of keys and values that several of them share."""
+    given = [_input(node, i) for i in range(15)]
+    query = run.of(given[0])
+    number, shared = _head_numbers(node)
+    if len(query) != 3 or given[12] or given[13] or any(o.name for o in node.outputs[3:]):
+        raise Unruled("a query without three axes, quantized keys, or scores as an output")
+    apart = [run.of(value) for value in given[1:3] if value is not None]
+    columns = [query[2], *(axes[-1] for axes in apart)]
+    if not apart:
+        columns = _pieces(run, query[2], _packed_widths(node, ax.size(query[2])))
+    if len(columns) != 3 or any(len(axes) != 3 for axes in apart) or number % shared:
+        raise Unruled("keys and values without three axes each, or heads that don't share evenly")
+    where = f"{node.op_type} '{node.name}'"
+    split = []
+    for letter, axis, count in zip("qkv", columns, (number, shared, shared), strict=True):
+        heads, features = run.reshape((axis,), (count, ax.size(axis) // count), node, f".{letter}")
+        run.vote_heads(heads)
+        run.fix(features, f"the features of a head of {where}")
+        split.append(heads)
+    heads, keys, values = split
+    for past in given[3:5]:
+        if past is not None:
+            keys = run.unite(keys, run.of(past)[1], node)
+    keys = run.unite(keys, values, node)
+    for present in node.outputs[1:3]:
+        if present.is_graph_output():
+            run.fix(keys, f"network output '{present.name}'")
+        elif not present.uses():
+            continue
+        rest = run.shapes.sizes.get(present.name or "", ())[2:]
+        if rest:
+            run.set(present, (query[0], keys, *(ax.plain(size) for size in rest)))
+        else:
+            run.fix(keys, f"the shape of '{present.name}' isn't known")
+    if number > shared:
+        keys = (*keys, *run.copies(number // shared))
+    heads = run.unite(heads, keys, node)
+    run.mark_kind(heads, Kind.HEAD)
+    if given[11] is not None:
+        heads = run.unite_parameter(heads, given[11], node)
+    run.fix(query[1], f"the sequence of {where}")
+    for value in given[5:11]:
+        run.fix_value(value, f"read inside {where}")
+    if given[10] is not None and len(run.of(given[10])) > 2 and run.of(given[10])[-3]:
+        run.fix(heads, f"the bias of {where} differs by head")
+    features = ax.plain(ax.size(columns[0]) // number)
+    run.set(node.outputs[0], (*query[:2], (*heads, *features)))
+    for _ in ("scores", "values"):
+        run.product(node, 1, (query[0], heads, query[1], query[1], features), [])
+
+
+def _head_numbers(node: ir.Node) -> tuple[int, int]:
+    """Return how many heads queries have, and how many keys and values."""
+    number, shared = (node.attributes.get_int(f"{kind}num_heads", 0) for kind in ("", "kv_"))
+    if number < 1 or shared < 1:
+        raise Unruled("it doesn't say how many heads there are")
+    return number, shared
+
+
+def _packed_widths(node: ir.Node, columns: int) -> list[int]:
+    """Return how many columns of a packed input are queries, keys and values."""
+    number, shared = _head_numbers(node)
+    width = columns // (number + 2 * shared)
+    return [number * width, shared * width, shared * width]
+
+
+@edit("GroupQueryAttention", domain="com.microsoft")
+def grouped_heads(editor: Editor, node: ir.Node) -> None:
+    """Write how many heads are left."""
+    query, key = node.inputs[0], _input(node, 1)
+    assert query is not None
+    kept = editor.mask(query, 2)
+    if kept is None:
+        return
+    parts = [kept, editor.mask(key, 2)] if key is not None else []
+    if not parts:
+        parts = list(np.split(kept, np.cumsum(_packed_widths(node, len(kept)))[:-1])[:2])
+    for part, number, kind in zip(parts, _head_numbers(node), ("", "kv_"), strict=True):
+        if part is not None:
+            left = int(part.reshape(number, -1).any(axis=1).sum())
+            if left < number:
+                editor.set_attribute(node, f"{kind}num_heads", left)
+
+
+def _rotary(run: Interpreter, node: ir.Node) -> None:
+    """Pass heads; the features of each are turned in pairs, and stay."""
+    x = list(run.of(node.inputs[0]))
+    tables = [value for value in node.inputs[1:] if value is not None]
+    where = f"{node.op_type} '{node.name}'"
+    if len(x) == 3:
+        number = node.attributes.get_int("num_heads", 0)
+        if number < 1:
+            cosine = node.inputs[2 if node.domain else 1]
+            width = 2 * run.sizes(cosine)[-1] if cosine is not None else 0
+            number = ax.size(x[2]) // width if width else 1
+        heads, features = run.reshape((x[2],), (number, ax.size(x[2]) // number), node)
+        run.vote_heads(heads)
+        run.mark_kind(heads, Kind.HEAD)
+        x[2] = (*heads, *features)
+    else:
+        features = x[-1]
+    run.fix(features, f"the features of a head of {where}")
+    run.fix(x[-2], f"the sequence of {where}")
+    for value in tables:
+        run.fix_value(value, f"read inside {where}")
+    run.set(node.outputs[0], x)
+
+
+rule("RotaryEmbedding")(_rotary)
+rule("RotaryEmbedding", domain="com.microsoft")(_rotary)
+
+
+def _rotary_heads(editor: Editor, node: ir.Node) -> None:
+    """Write how many heads are left."""
+    value, number = node.inputs[0], node.attributes.get_int("num_heads", 0)
+    assert value is not None
+    kept = editor.mask(value, 2) if len(editor.new_shape(value)) == 3 else None
+    if kept is not None and number > 0:
+        left = int(kept.reshape(number, -1).any(axis=1).sum())
+        editor.set_attribute(node, "num_heads", left)
+
+
+edit("RotaryEmbedding")(_rotary_heads)
+edit("RotaryEmbedding", domain="com.microsoft")(_rotary_heads)
+
+
 def _attend(
     run: Interpreter,
     node: ir.Node,

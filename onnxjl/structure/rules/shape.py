@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,7 +96,7 @@ def unsqueeze(run: Interpreter, node: ir.Node) -> None:
 def _made(run: Interpreter, node: ir.Node, shape: ir.Value | None, i: int, size: int) -> Axis:
     """Return an axis that a shape tensor calls into being: free to shrink if its size is."""
     if size > 1 and run.adjustable(shape, i):
-        return tuple(replace(factor, copied=True) for factor in run.fresh(size))
+        return run.copies(size)
     return ax.plain(size, run.why(f"its size at {node.op_type} '{node.name}' can't be rewritten"))
 
 
