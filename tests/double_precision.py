@@ -323,6 +323,88 @@ def attend(
     return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
 
 
+class RotaryEmbedding(OpRun):
+    """Pairs of each head's features, turned by angles that tables have for each position."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        x: np.ndarray,
+        places: np.ndarray,
+        cosine: np.ndarray,
+        sine: np.ndarray,
+        interleaved: int | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray]:
+        shape = x.shape
+        if x.ndim == 3:
+            x = x.reshape(*shape[:2], -1, 2 * cosine.shape[1]).transpose(0, 2, 1, 3)
+        if places.size == 1:
+            places = places.reshape(1, 1) + np.arange(x.shape[2])[None]
+        turned = turn(x, cosine[places][:, None], sine[places][:, None], interleaved or 0)
+        return ((turned.transpose(0, 2, 1, 3) if len(shape) == 3 else turned).reshape(shape),)
+
+
+def turn(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray, interleaved: int) -> np.ndarray:
+    """(batch, heads, sequence, features), of which the two halves, or neighbours, are pairs."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2) if interleaved else np.stack(np.split(x, 2, -1), -1)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = np.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
+    if not interleaved:
+        turned = turned.swapaxes(-1, -2)
+    return turned.reshape(x.shape)
+
+
+class GroupQueryAttention(OpRun):
+    """Causal attention whose heads share keys and values, without earlier steps."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self,
+        query: np.ndarray,
+        key: np.ndarray | None,
+        value: np.ndarray | None,
+        past_key: np.ndarray | None,
+        past_value: np.ndarray | None,
+        last: np.ndarray,
+        total: np.ndarray,
+        cosine: np.ndarray | None = None,
+        sine: np.ndarray | None = None,
+        places: np.ndarray | None = None,
+        added: np.ndarray | None = None,
+        *,
+        num_heads: int,
+        kv_num_heads: int,
+        do_rotary: int | None = None,
+        rotary_interleaved: int | None = None,
+        scale: float | None = None,
+        **_: Any,
+    ) -> tuple[np.ndarray, ...]:
+        assert past_key is None
+        assert past_value is None
+        if key is None or value is None:
+            width = query.shape[-1] // (num_heads + 2 * kv_num_heads)
+            ends = np.cumsum([num_heads * width, kv_num_heads * width])
+            query, key, value = np.split(query, ends, axis=-1)
+        heads = (num_heads, kv_num_heads, kv_num_heads)
+        q, k, v = (
+            x.reshape(*x.shape[:2], number, -1).transpose(0, 2, 1, 3)
+            for x, number in zip((query, key, value), heads, strict=True)
+        )
+        if do_rotary and cosine is not None and sine is not None:
+            time = q.shape[2]
+            q, k = (turn(x, cosine[:time], sine[:time], rotary_interleaved or 0) for x in (q, k))
+        keys, values = (np.repeat(x, num_heads // kv_num_heads, axis=1) for x in (k, v))
+        scores = q @ keys.swapaxes(2, 3) * (scale or 1 / math.sqrt(q.shape[-1]))
+        scores = scores + (0 if added is None else added)
+        scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
+        even = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = even / even.sum(-1, keepdims=True) @ values
+        return mixed.transpose(0, 2, 1, 3).reshape(query.shape), k, v
+
+
 class EmbedLayerNormalization(OpRun):
     """The sum of rows of two or three tables, normalized."""
 
@@ -378,6 +460,8 @@ _OPERATORS = [
     SkipSimplifiedLayerNormalization,
     Attention,
     MultiHeadAttention,
+    RotaryEmbedding,
+    GroupQueryAttention,
     EmbedLayerNormalization,
     FusedMatMul,
 ]

@@ -711,33 +711,33 @@ def attention(b: Builder) -> None:
 
 
 def attention_operator(b: Builder) -> None:
-    """The same as one operator: with four axes or, which has no rule, three."""
+    """The same as one operator: with three axes or four, with keys that heads share or don't."""
     found = latest_sequence(b)
     if b.opset < 24 or found is None or found[1][0] > 16:
         return
     tokens, (time, channels) = found
     features, values = b.integer(2, 3), b.integer(2, 3)
-    four = b.choose([True, True, False])
+    four, heads = b.choose([True, False]), b.choose([2, 4])
     given = []
-    for each in (features, features, values):
-        (made,) = b.add("MatMul", [tokens, b.weight(channels, 2 * each)])
+    for number, each in ((heads, features), (2, features), (2, values)):
+        (made,) = b.add("MatMul", [tokens, b.weight(channels, number * each)])
         if four:
-            (made,) = b.add("Reshape", [made, b.integers([0, time, 2, each])])
+            (made,) = b.add("Reshape", [made, b.integers([0, time, number, each])])
             (made,) = b.add("Transpose", [made], perm=[0, 2, 1, 3])
         given.append(made)
-    attributes = {} if four else {"q_num_heads": 2, "kv_num_heads": 2}
+    attributes = {} if four else {"q_num_heads": heads, "kv_num_heads": 2}
     if b.chance():
         attributes["scale"] = 0.5
     mask = b.choose(["none", "later", "numbers", "heads"])
     if mask == "later":
         attributes["is_causal"] = 1
     elif mask != "none":
-        given.append(b.weight(*[1, 2][: 2 * (mask == "heads")], time, time))
+        given.append(b.weight(*[1, heads][: 2 * (mask == "heads")], time, time))
     (made,) = b.add("Attention", given, **attributes)
     if four:
         (made,) = b.add("Transpose", [made], perm=[0, 2, 1, 3])
-        (made,) = b.add("Reshape", [made, b.integers([0, time, 2 * values])])
-    b.note(made, time, 2 * values)
+        (made,) = b.add("Reshape", [made, b.integers([0, time, heads * values])])
+    b.note(made, time, heads * values)
 
 
 def fused_attention(b: Builder) -> None:
@@ -767,6 +767,60 @@ def fused_attention(b: Builder) -> None:
         given.pop()
     (made,) = b.add(f"com.microsoft.{operator}", given, **attributes)
     b.note(made, time, 2 * values)
+
+
+def grouped_attention(b: Builder) -> None:
+    """Attention as decoders have it in onnxruntime, whose heads have 16 features at least."""
+    found = latest_sequence(b)
+    if found is None or found[1][0] > 16:
+        return
+    tokens, (time, channels) = found
+    heads, packed = b.choose([2, 4, 6]), b.chance()
+    sizes = [16 * heads, 32, 32]
+    sizes = [sum(sizes)] if packed else sizes
+    given = [b.add("MatMul", [tokens, b.weight(channels, size)])[0] for size in sizes]
+    (batch,) = b.add("Shape", [tokens], start=0, end=1)
+    (last,) = b.add("Expand", [b.constant(np.array([time - 1], np.int32)), batch])
+    total = b.constant(np.array(time, np.int32))
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": 2}
+    tables = ["", ""]
+    if b.chance():
+        attributes |= {"do_rotary": 1, "rotary_interleaved": b.choose([0, 1])}
+        angles = np.outer(np.arange(time), 1 / np.arange(1, 9)).astype(np.float32)
+        tables = [b.constant(np.cos(angles)), b.constant(np.sin(angles))]
+    if b.chance():
+        attributes["scale"] = 0.5
+    given += [""] * (3 - len(sizes)) + ["", "", last, total, *tables]
+    if b.chance():
+        given += ["", b.choose(["", b.weight(1, b.choose([1, heads]), time, time)])]
+    while not given[-1]:
+        given.pop()
+    (made,) = b.add("com.microsoft.GroupQueryAttention", given, **attributes)
+    b.note(made, time, 16 * heads)
+
+
+def rotation(b: Builder) -> None:
+    """Turn the features of two heads, in pairs, by angles that grow with the position."""
+    found = latest_sequence(b)
+    if found is None or found[1][0] > 16:
+        return
+    tokens, (time, channels) = found
+    size = b.choose([4, 6])
+    (made,) = b.add("MatMul", [tokens, b.weight(channels, 2 * size)])
+    angles = np.outer(np.arange(time), 1 / np.arange(1, size // 2 + 1)).astype(np.float32)
+    tables = [b.constant(np.cos(angles)), b.constant(np.sin(angles))]
+    (batch,) = b.add("Shape", [tokens], start=0, end=1)
+    (sizes,) = b.add("Concat", [batch, b.integers([time])], axis=0)
+    (places,) = b.add("Expand", [b.constant(np.arange(time)[None]), sizes])
+    interleaved = b.choose([0, 1])
+    if b.opset > 22 and b.chance():
+        given = [made, *tables, places]
+        (made,) = b.add("RotaryEmbedding", given, num_heads=2, interleaved=interleaved)
+    else:
+        places = b.choose([places, b.integers([0])])
+        given = [made, places, *tables]
+        (made,) = b.add("com.microsoft.RotaryEmbedding", given, interleaved=interleaved)
+    b.note(made, time, 2 * size)
 
 
 def embedding(b: Builder) -> None:
@@ -1183,6 +1237,8 @@ IMAGE_LAYERS = (
     attention,
     attention_operator,
     fused_attention,
+    grouped_attention,
+    rotation,
     embedding,
     depth_and_space,
     pad,

@@ -133,6 +133,22 @@ def test_layers_in_double_are_those_of_onnxruntime(
             {"w": (6, 6), "v": (6, 8), "b": (20,), "added": (1, 1, 2, 2)},
         ),
         (
+            """q = MatMul (x, w) k = MatMul (x, v) e = MatMul (x, u)
+            y = com.microsoft.RotaryEmbedding <interleaved = 1> (q, places, angles, angles)
+            z = com.microsoft.GroupQueryAttention
+                <num_heads = 4, kv_num_heads = 2, do_rotary = 1, scale = 0.3>
+                (q, k, e, , , few, two, angles, angles, , added)""",
+            {"w": (6, 64), "v": (6, 32), "u": (6, 32), "added": (1, 4, 2, 2), "angles": (2, 8)},
+        ),
+        (
+            """q = MatMul (x, w)
+            y = com.microsoft.RotaryEmbedding (q, start, angles, angles)
+            z = com.microsoft.GroupQueryAttention
+                <num_heads = 4, kv_num_heads = 2, do_rotary = 1, rotary_interleaved = 1>
+                (q, , , , , few, two, angles, angles)""",
+            {"w": (6, 128), "angles": (3, 8)},
+        ),
+        (
             """y = Neg (x)
             z, n, s = com.microsoft.EmbedLayerNormalization
                 <epsilon = 0.01> (numbers, segments, w, p, t, g, b)""",
@@ -157,6 +173,8 @@ def _compare(
     steps = {"step": np.float32([0.1, 0.2]), "zero": np.uint8([3, 5]), "one": np.float32(1)}
     numbers = np.int32([[1, 0], [4, 2], [3, 3]])
     steps |= {"numbers": numbers, "segments": np.int32([[0, 1], [1, 1], [0, 0]])}
+    steps |= {"places": np.int64([[0, 1], [1, 1], [0, 0]]), "start": np.int64([1])}
+    steps |= {"few": np.int32([1, 1, 1]), "two": np.int32(2)}
     steps |= {"seen": np.int32([[1, 0], [1, 1], [0, 1]]), "lengths": np.int32([2, 1, 2])}
     model = network(text, shapes, steps if boxes is None else {"boxes": boxes})
     feeds = inputs(model)

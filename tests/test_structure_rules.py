@@ -428,6 +428,57 @@ row(
     head=[3],
     head_dim=[4, 4],
 )
+for name, numbers, keys, cached, head, head_dim in (
+    ("with three axes", "q_num_heads = 3, kv_num_heads = 3", 24, False, [3], [8, 8]),
+    ("with scale", "q_num_heads = 3, kv_num_heads = 3, scale = 0.3", 24, False, [3], [8, 8]),
+    ("whose heads share keys", "q_num_heads = 6, kv_num_heads = 2", 8, False, [2], [4, 4]),
+    ("to earlier steps", "q_num_heads = 6, kv_num_heads = 2", 8, True, [3], []),
+    ("whose head stays", "q_num_heads = 1, kv_num_heads = 1", 24, False, [], [24, 24]),
+):
+    row(
+        f"attention {name}",
+        f"""g (float[2, 5, 12] x{
+            ", float[2, 2, 4, 4] pk, float[2, 2, 4, 4] pv" if cached else ""
+        }) => (float[2, 5, 5] y{
+            ", float[2, 2, 9, 4] nk, float[2, 2, 9, 4] nv" if cached else ""
+        }) {{
+            q = MatMul (x, wq)
+            k = MatMul (x, wk)
+            v = MatMul (x, wv)
+            m{", nk, nv" if cached else ""} = Attention <{numbers}, is_causal = 1>
+                (q, k, v{", , pk, pv" if cached else ""})
+            y = MatMul (m, wo)
+        }}""",
+        {"wq": (12, 24), "wk": (12, keys), "wv": (12, keys), "wo": (24, 5)},
+        [],
+        opset=23,
+        head=head,
+        head_dim=head_dim,
+    )
+row(
+    "attention of four axes whose heads share keys",
+    """g (float[N, 5, 12] x) => (float[N, 5, 5] y) {
+        q = MatMul (x, wq)
+        k = MatMul (x, wk)
+        v = MatMul (x, wv)
+        qs = Reshape (q, six)
+        ks = Reshape (k, two)
+        vs = Reshape (v, two)
+        qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+        kt = Transpose <perm = [0, 2, 1, 3]> (ks)
+        vt = Transpose <perm = [0, 2, 1, 3]> (vs)
+        m = Attention (qt, kt, vt)
+        mt = Transpose <perm = [0, 2, 1, 3]> (m)
+        o = Reshape (mt, join)
+        y = MatMul (o, wo)
+    }""",
+    {"wq": (12, 24), "wk": (12, 8), "wv": (12, 8), "wo": (24, 5)},
+    [],
+    {"six": [0, 5, 6, 4], "two": [0, 5, 2, 4], "join": [0, 5, 24]},
+    opset=23,
+    head=[2],
+    head_dim=[4, 4],
+)
 for name, attributes, values, more in (
     ("as onnxruntime fuses it", "", 4, {}),
     ("with mask and bias", "", 4, {"seen": np.int32([[1, 1, 0, 1, 1]] * 2)}),

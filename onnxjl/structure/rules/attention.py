@@ -25,30 +25,93 @@ if TYPE_CHECKING:
 
 @rule("Attention")
 def attention(run: Interpreter, node: ir.Node) -> None:
-    """Unite the heads of query, key and value, and the features of query and key."""
-    query, key, value = node.inputs[:3]
-    q, k, v = run.of(query), run.of(key), run.of(value)
-    further = [i for i in node.inputs[4:] if i is not None]
-    if len(q) != 4 or further or any(o.name for o in node.outputs[1:]):
-        raise Unruled("only query, key, value and mask with four axes, and one output, are ruled")
-    if ax.size(q[1]) != ax.size(k[1]) or _softcap(node):
-        raise Unruled("heads that share keys, or a soft cap")
-    assert query is not None
-    assert value is not None
+    """Couple the heads of query, key and value, and the features of query and key."""
+    given = [_input(node, i) for i in range(7)]
+    q, k, v = (run.of(value) for value in given[:3])
+    if not len(q) == len(k) == len(v) or len(q) not in (3, 4):
+        raise Unruled("query, key and value without three or four axes each")
+    if any(o.name for o in node.outputs[3:]) or _softcap(node):
+        raise Unruled("scores as an output, or a soft cap")
+    where = f"Attention '{node.name}'"
     for axes in (q, k, v):
-        run.fix(axes[2], f"the sequence of Attention '{node.name}'")
-    heads = run.unite(run.unite(q[1], k[1], node), v[1], node)
-    features = run.unite(q[3], k[3], node)
-    _mark(run, heads, features, v[3])
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        mask = run.of(node.inputs[3])
+        run.fix(axes[-2], f"the sequence of {where}")
+    if len(q) == 3:
+        split = _heads_apart(run, node, (q[2], k[2], v[2]), _head_numbers(node, "q_"))
+    else:
+        split = [(axes[1], axes[3]) for axes in (q, k, v)]
+        run.vote_heads(q[1], k[1], v[1])
+    (heads, features), (keys, key_features), (value_heads, values) = split
+    for past, kind in ((given[4], "key"), (given[5], "value")):
+        if past is not None:
+            earlier = run.of(past)
+            keys = run.unite(keys, earlier[1], node)
+            if kind == "key":
+                key_features = run.unite(key_features, earlier[3], node)
+            else:
+                values = run.unite(values, earlier[3], node)
+    features = run.unite(features, key_features, node)
+    keys = run.unite(keys, value_heads, node)
+    _set_presents(run, node, q[0], keys, (features, values))
+    heads = _served(run, node, heads, keys)
+    _mark(run, heads, features, values)
+    if given[3] is not None:
+        mask = run.of(given[3])
         for axis in mask:
-            run.fix(axis, f"the mask of Attention '{node.name}'")
+            run.fix(axis, f"the mask of {where}")
         if len(mask) > 2 and mask[-3]:
-            run.fix(heads, f"the mask of Attention '{node.name}' differs by head")
-    run.set(node.outputs[0], (q[0], heads, q[2], v[3]))
-    run.product(node, 1, (q[0], heads, q[2], k[2], features), [(query, 3)])
-    run.product(node, 1, (q[0], heads, q[2], k[2], v[3]), [(value, 3)])
+            run.fix(heads, f"the mask of {where} differs by head")
+    run.fix_value(given[6], f"read inside {where}")
+    mixed = (heads, q[2], values) if len(q) == 4 else (q[1], (*heads, *values))
+    run.set(node.outputs[0], (q[0], *mixed))
+    query, _, value = given[:3]
+    consumed = [] if len(q) == 3 or query is None or value is None else [query, value]
+    for i, inner in enumerate((features, values)):
+        axes = (q[0], heads, q[-2], k[-2], inner)
+        run.product(node, 1, axes, [(consumed[i], 3)] if consumed else [])
+
+
+def _heads_apart(
+    run: Interpreter, node: ir.Node, columns: Sequence[ax.Axis], numbers: tuple[int, int]
+) -> list[ax.Axes]:
+    """Split the columns of query, key and value into heads and the features of a head."""
+    split = []
+    for letter, axis, i in zip("qkv", columns, (0, 1, 1), strict=True):
+        count = numbers[i]
+        if ax.size(axis) % count:
+            raise Unruled("heads of different sizes")
+        apart = run.reshape((axis,), (count, ax.size(axis) // count), node, f".{letter}")
+        run.vote_heads(apart[0])
+        split.append(apart)
+    return split
+
+
+def _set_presents(
+    run: Interpreter, node: ir.Node, batch: ax.Axis, keys: ax.Axis, features: Sequence[ax.Axis]
+) -> None:
+    """Give the keys and values that are returned for later steps their axes."""
+    for present, each in zip(node.outputs[1:3], features, strict=False):
+        if present.is_graph_output():
+            # Now, for what comes later depends on which units can go.
+            for axis in (keys, each):
+                run.fix(axis, f"network output '{present.name}'")
+        elif not present.uses():
+            continue
+        sizes = run.shapes.sizes.get(present.name or "", ())
+        if len(sizes) == 4:
+            run.set(present, (batch, keys, ax.plain(sizes[2]), each))
+        else:
+            for axis in (keys, each):
+                run.fix(axis, f"the shape of '{present.name}' isn't known")
+
+
+def _served(run: Interpreter, node: ir.Node, heads: ax.Axis, keys: ax.Axis) -> ax.Axis:
+    """Couple the heads of a query with those of the keys, which serve the same number of heads."""
+    number, shared = ax.size(heads), ax.size(keys)
+    if shared == 0 or number % shared:
+        raise Unruled("heads that don't share keys evenly")
+    if number > shared:
+        keys = (*keys, *run.copies(number // shared))
+    return run.unite(heads, keys, node)
 
 
 def _mark(run: Interpreter, heads: ax.Axis, features: ax.Axis, values: ax.Axis) -> None:
@@ -65,13 +128,48 @@ def _softcap(node: ir.Node) -> float:
 
 
 @edit("Attention")
-def scale(editor: Editor, node: ir.Node) -> None:
-    """Write out the scale, whose default depends on the number of features."""
-    query = node.inputs[0]
+def heads_and_scale(editor: Editor, node: ir.Node) -> None:
+    """Write the numbers of heads, and the scale, whose default depends on that of features."""
+    query, key = node.inputs[0], node.inputs[1]
     assert query is not None
-    kept = editor.mask(query, 3)
-    if kept is not None and "scale" not in node.attributes:
-        editor.set_attribute(node, "scale", 1.0 / math.sqrt(len(kept)))
+    assert key is not None
+    number = left = 1
+    if len(editor.new_shape(query)) == 3:
+        numbers = _head_numbers(node, "q_")
+        number, left = (
+            numbers[0],
+            _write_numbers(editor, node, (query, key), numbers, ("q_", "kv_")),
+        )
+    kept = editor.mask(query, -1)
+    if kept is None or "scale" in node.attributes:
+        return
+    if kept.sum() * number != len(kept) * left:
+        editor.set_attribute(node, "scale", 1.0 / math.sqrt(len(kept) // number))
+
+
+def _write_numbers(
+    editor: Editor,
+    node: ir.Node,
+    values: Sequence[ir.Value | NDArray[np.bool_] | None],
+    numbers: Sequence[int],
+    kinds: Sequence[str],
+) -> int:
+    """Write how many heads are left; return how many the first has.
+
+    Parameters
+    ----------
+    values : whose last axis holds all heads, or which of its indices survive.
+    numbers : of heads, of each.
+    kinds : what the attributes' names begin with.
+    """
+    first = numbers[0]
+    for i, (value, number, kind) in enumerate(zip(values, numbers, kinds, strict=True)):
+        kept = editor.mask(value, -1) if isinstance(value, ir.Value) else value
+        left = number if kept is None else int(kept.reshape(number, -1).any(axis=1).sum())
+        if left < number:
+            editor.set_attribute(node, f"{kind}num_heads", left)
+        first = left if i == 0 else first
+    return first
 
 
 @rule("Attention", domain="com.microsoft")
@@ -115,40 +213,25 @@ def grouped_attention(run: Interpreter, node: ir.Node) -> None:
     """Couple the heads of queries with those of keys and values that several of them share."""
     given = [_input(node, i) for i in range(15)]
     query = run.of(given[0])
-    number, shared = _head_numbers(node)
     if len(query) != 3 or given[12] or given[13] or any(o.name for o in node.outputs[3:]):
         raise Unruled("a query without three axes, quantized keys, or scores as an output")
     apart = [run.of(value) for value in given[1:3] if value is not None]
     columns = [query[2], *(axes[-1] for axes in apart)]
     if not apart:
         columns = _pieces(run, query[2], _packed_widths(node, ax.size(query[2])))
-    if len(columns) != 3 or any(len(axes) != 3 for axes in apart) or number % shared:
-        raise Unruled("keys and values without three axes each, or heads that don't share evenly")
+    if len(columns) != 3 or any(len(axes) != 3 for axes in apart):
+        raise Unruled("keys and values without three axes each")
     where = f"{node.op_type} '{node.name}'"
-    split = []
-    for letter, axis, count in zip("qkv", columns, (number, shared, shared), strict=True):
-        heads, features = run.reshape((axis,), (count, ax.size(axis) // count), node, f".{letter}")
-        run.vote_heads(heads)
+    split = _heads_apart(run, node, columns, _head_numbers(node))
+    for _, features in split:
         run.fix(features, f"the features of a head of {where}")
-        split.append(heads)
-    heads, keys, values = split
+    (heads, features), (keys, _), (values, _) = split
     for past in given[3:5]:
         if past is not None:
             keys = run.unite(keys, run.of(past)[1], node)
     keys = run.unite(keys, values, node)
-    for present in node.outputs[1:3]:
-        if present.is_graph_output():
-            run.fix(keys, f"network output '{present.name}'")
-        elif not present.uses():
-            continue
-        rest = run.shapes.sizes.get(present.name or "", ())[2:]
-        if rest:
-            run.set(present, (query[0], keys, *(ax.plain(size) for size in rest)))
-        else:
-            run.fix(keys, f"the shape of '{present.name}' isn't known")
-    if number > shared:
-        keys = (*keys, *run.copies(number // shared))
-    heads = run.unite(heads, keys, node)
+    _set_presents(run, node, query[0], keys, (features, features))
+    heads = _served(run, node, heads, keys)
     run.mark_kind(heads, Kind.HEAD)
     if given[11] is not None:
         heads = run.unite_parameter(heads, given[11], node)
@@ -157,15 +240,14 @@ def grouped_attention(run: Interpreter, node: ir.Node) -> None:
         run.fix_value(value, f"read inside {where}")
     if given[10] is not None and len(run.of(given[10])) > 2 and run.of(given[10])[-3]:
         run.fix(heads, f"the bias of {where} differs by head")
-    features = ax.plain(ax.size(columns[0]) // number)
     run.set(node.outputs[0], (*query[:2], (*heads, *features)))
     for _ in ("scores", "values"):
         run.product(node, 1, (query[0], heads, query[1], query[1], features), [])
 
 
-def _head_numbers(node: ir.Node) -> tuple[int, int]:
+def _head_numbers(node: ir.Node, prefix: str = "") -> tuple[int, int]:
     """Return how many heads queries have, and how many keys and values."""
-    number, shared = (node.attributes.get_int(f"{kind}num_heads", 0) for kind in ("", "kv_"))
+    number, shared = (node.attributes.get_int(f"{kind}num_heads", 0) for kind in (prefix, "kv_"))
     if number < 1 or shared < 1:
         raise Unruled("it doesn't say how many heads there are")
     return number, shared
@@ -183,17 +265,13 @@ def grouped_heads(editor: Editor, node: ir.Node) -> None:
     """Write how many heads are left."""
     query, key = node.inputs[0], _input(node, 1)
     assert query is not None
-    kept = editor.mask(query, 2)
-    if kept is None:
-        return
-    parts = [kept, editor.mask(key, 2)] if key is not None else []
-    if not parts:
-        parts = list(np.split(kept, np.cumsum(_packed_widths(node, len(kept)))[:-1])[:2])
-    for part, number, kind in zip(parts, _head_numbers(node), ("", "kv_"), strict=True):
-        if part is not None:
-            left = int(part.reshape(number, -1).any(axis=1).sum())
-            if left < number:
-                editor.set_attribute(node, f"{kind}num_heads", left)
+    parts: list[ir.Value | NDArray[np.bool_] | None] = [query, key]
+    if key is None:
+        kept = editor.mask(query, 2)
+        if kept is None:
+            return
+        parts = [*np.split(kept, np.cumsum(_packed_widths(node, len(kept)))[:-1])[:2]]
+    _write_numbers(editor, node, parts, _head_numbers(node), ("", "kv_"))
 
 
 def _rotary(run: Interpreter, node: ir.Node) -> None:
@@ -228,10 +306,8 @@ def _rotary_heads(editor: Editor, node: ir.Node) -> None:
     """Write how many heads are left."""
     value, number = node.inputs[0], node.attributes.get_int("num_heads", 0)
     assert value is not None
-    kept = editor.mask(value, 2) if len(editor.new_shape(value)) == 3 else None
-    if kept is not None and number > 0:
-        left = int(kept.reshape(number, -1).any(axis=1).sum())
-        editor.set_attribute(node, "num_heads", left)
+    if len(editor.new_shape(value)) == 3 and number > 0:
+        _write_numbers(editor, node, [value], [number], [""])
 
 
 edit("RotaryEmbedding")(_rotary_heads)
