@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from models import pretrained, zoo
@@ -114,6 +115,70 @@ def test_products(attributes: str, a: list[int], b: list[int], made: list[str], 
     del proto.graph.value_info[:]
     graph = unfused(proto)
     assert sorted(operators(graph)) == sorted(["Tanh", "Tanh", *made])
+
+
+def of_runtime(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Put its operators where onnxruntime has them: in ONNX's own domain, unknown to ONNX."""
+    for node in proto.graph.node:
+        node.domain = ""
+    return proto
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize(
+    ("kind", "casts"), [("float", []), ("double", []), ("float16", ["Cast", "Cast"])]
+)
+def test_normalization_without_a_mean(kind: str, casts: list[str], opset: int) -> None:
+    proto = network(
+        f"""g ({kind}[N, 5, 6] x) => ({kind}[N, 5, 6] y) {{
+            h = Neg (x)
+            y = com.microsoft.SimplifiedLayerNormalization <epsilon = 0.01> (h, scale)
+        }}""",
+        {},
+        {"scale": np.linspace(0.5, 1.5, 6).astype({"float": np.float32}.get(kind, kind))},
+        opset=opset,
+    )
+    proto.graph.node[1].name = "norm"
+    graph = onnxjl.normalize(of_runtime(proto))
+    feeds = inputs(proto)
+    found = run(open_session(graph), feeds)["y"]
+    expected = run(open_session(onnxjl.load(proto)), feeds)["y"]
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if kind != "float16" else 2e-3)
+    made = ["Neg", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+    assert sorted(operators(graph)) == sorted([*made, *casts])
+    assert graph.model.graph[-1].name == "norm"
+    assert [group.exact for group in onnxjl.groups(graph)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = com.microsoft.SimplifiedLayerNormalization <axis = 1> (x, g)",
+        "n, d = com.microsoft.SimplifiedLayerNormalization (x, g) y = Add (n, d)",
+        "s = Tanh (g) y = com.microsoft.SimplifiedLayerNormalization (x, s)",
+    ],
+)
+def test_other_normalizations_without_a_mean_stay(text: str) -> None:
+    proto = network(f"g (float[5, 6] x) => (float[5, 6] y) {{ {text} }}", {"g": (6,)})
+    assert "SimplifiedLayerNormalization" in operators(onnxjl.normalize(of_runtime(proto)))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 16])
+def test_layer_normalization_of_older_operator_sets(opset: int) -> None:
+    """As onnxruntime writes it into networks of any operator set."""
+    proto = network(
+        """g (float[N, 5, 6] x) => (float[N, 5, 6] y) {
+            h = MatMul (x, w)
+            y = com.microsoft.LayerNormalization <axis = -1, epsilon = 0.01> (h, scale, bias)
+        }""",
+        {"w": (6, 6), "scale": (6,), "bias": (6,)},
+        opset=opset,
+    )
+    graph = unfused(of_runtime(proto))
+    assert operators(graph) == ["MatMul", "LayerNormalization"]
+    assert graph.opset == 17
+    onnx.checker.check_model(ir.to_proto(graph.model))
 
 
 def test_what_is_not_known_stays() -> None:
