@@ -370,11 +370,15 @@ def _weight(model: ir.Model) -> None:
     value.const_value = ir.Tensor(np.zeros((8, 3, 3, 3), np.float16), name=value.name)
 
 
+def _size(model: ir.Model) -> None:
+    model.graph.inputs[0].shape = ir.Shape([2, 3, 8, 8])
+
+
 def _gone(model: ir.Model) -> None:
     model.graph.remove(model.graph[-1])
 
 
-@pytest.mark.parametrize("change", [_stride, _input, _name, _weight, _gone])
+@pytest.mark.parametrize("change", [_stride, _input, _name, _weight, _size, _gone])
 def test_a_network_that_was_changed_is_analyzed_anew(change: Callable[[ir.Model], None]) -> None:
     graph = normalize(convolutions())
     before = analyze(graph)

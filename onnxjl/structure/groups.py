@@ -339,6 +339,8 @@ def _read(model: ir.Model) -> list[object]:
     """Return all that the analysis reads of a model and that can be exchanged in it."""
     network = model.graph
     read: list[object] = [*network.inputs, *network.outputs]
+    for value in network.inputs:
+        read += (value.name, value.type, value.shape)
     for name, value in initializers(model).items():
         read += (name, value.const_value)
     for node in network:

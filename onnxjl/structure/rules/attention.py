@@ -1,7 +1,9 @@
 """Attention as one operator.
 
-In ONNX's four-axis form heads and features are axes of their own. In onnxruntime's operators one
-axis has the features of all heads, one head after the other.
+In ONNX's form with four axes heads and features are axes of their own. In its form with three, and
+in onnxruntime's operators, one axis has the features of all heads, one head after the other. Several
+heads may share keys and values; then whole groups of them can go, or, where these must stay, the same
+heads of every group.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ def attention(run: Interpreter, node: ir.Node) -> None:
         split = [(axes[1], axes[3]) for axes in (q, k, v)]
         run.vote_heads(q[1], k[1], v[1])
     (heads, features), (keys, key_features), (value_heads, values) = split
-    for past, kind in ((given[4], "key"), (given[5], "value")):
-        if past is not None:
-            earlier = run.of(past)
-            keys = run.unite(keys, earlier[1], node)
-            if kind == "key":
-                key_features = run.unite(key_features, earlier[3], node)
-            else:
-                values = run.unite(values, earlier[3], node)
+    if given[4] is not None:
+        past = run.of(given[4])
+        keys = run.unite(keys, past[1], node)
+        key_features = run.unite(key_features, past[3], node)
+    if given[5] is not None:
+        past = run.of(given[5])
+        value_heads = run.unite(value_heads, past[1], node)
+        values = run.unite(values, past[3], node)
     features = run.unite(features, key_features, node)
     keys = run.unite(keys, value_heads, node)
     _set_presents(run, node, q[0], keys, (features, values))
