@@ -116,6 +116,15 @@ def test_costs_are_of_one_sample() -> None:
             2 * (2 * 5 * 5 * 4),
         ),
         (
+            """g (float[N, 5, 24] q, float[N, 5, 8] k, float[N, 2, 3, 4] p)
+                => (y, float[N, 2, 8, 4] r) {
+                y, r, s = Attention <q_num_heads = 6, kv_num_heads = 2> (q, k, k, , p, p)
+            }""",
+            {},
+            23,
+            2 * (6 * 5 * 8 * 4),
+        ),
+        (
             "g (float[9, N, 6] x) => (y) { y, h = RNN <hidden_size = 5> (x, w, r) }",
             {"w": (1, 5, 6), "r": (1, 5, 5)},
             18,

@@ -68,7 +68,7 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     query, _, value = given[:3]
     consumed = [] if len(q) == 3 or query is None or value is None else [query, value]
     for i, inner in enumerate((features, values)):
-        axes = (q[0], heads, q[-2], k[-2], inner)
+        axes = (q[0], heads, q[-2], _steps(run, k[-2], given[4]), inner)
         run.product(node, 1, axes, [(consumed[i], 3)] if consumed else [])
 
 
@@ -104,6 +104,11 @@ def _set_presents(
         else:
             for axis in (keys, each):
                 run.fix(axis, f"the shape of '{present.name}' isn't known")
+
+
+def _steps(run: Interpreter, new: ax.Axis, past: ir.Value | None) -> ax.Axis:
+    """Return the axis of all keys: new ones and, if there are any, those of earlier steps."""
+    return new if past is None else ax.plain(ax.size(new) + ax.size(run.of(past)[2]))
 
 
 def _served(run: Interpreter, node: ir.Node, heads: ax.Axis, keys: ax.Axis) -> ax.Axis:
@@ -244,7 +249,8 @@ def grouped_attention(run: Interpreter, node: ir.Node) -> None:
         run.fix(heads, f"the bias of {where} differs by head")
     run.set(node.outputs[0], (*query[:2], (*heads, *features)))
     for _ in ("scores", "values"):
-        run.product(node, 1, (query[0], heads, query[1], query[1], features), [])
+        steps = _steps(run, query[1], given[3])
+        run.product(node, 1, (query[0], heads, query[1], steps, features), [])
 
 
 def _head_numbers(node: ir.Node, prefix: str = "") -> tuple[int, int]:
