@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flux_support import name_julia, needs_julia
 from models import pretrained, zoo
-from text_networks import network
+from text_networks import inputs, network
 
 import onnxjl
 from onnxjl import criteria
@@ -112,6 +112,43 @@ def test_operators_of_onnxruntime():
             for n, t in ((1, 4), (3, 5))
         ),
     )
+
+
+DECODERS_OF_ONNXRUNTIME = """g (
+    float[1, 3, 12] x, float[1, 2, 5, 16] k, float[1, 2, 5, 16] v, float[2, 4, 12] z
+) => (
+    float[1, 3, 96] y, float[1, 2, 8, 16] nk, float[1, 2, 8, 16] nv,
+    float[2, 4, 96] a, float[2, 2, 4, 16] ak, float[2, 2, 4, 16] av, float[2, 6, 4, 16] t
+) {
+    q = MatMul (x, wq)
+    h = MatMul (x, wk)
+    r = com.microsoft.RotaryEmbedding <num_heads = 6> (q, later, cos, sin)
+    s = com.microsoft.RotaryEmbedding (h, later, cos, sin)
+    m, mk, mv = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, scale = 0.4,
+        local_window_size = 4, softcap = 3.0> (r, s, h, k, v, last, total, , , , bias, sinks)
+    y, nk, nv = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, do_rotary = 1>
+        (m, h, h, k, v, last, total, cos, sin)
+    p = MatMul (z, wp)
+    a, ak, av = com.microsoft.GroupQueryAttention <num_heads = 6, kv_num_heads = 2, do_rotary = 1,
+        rotary_interleaved = 1, smooth_softmax = 1> (p, , , , , all, four, cos, sin, places)
+    b = Reshape (a, apart)
+    c = Transpose <perm = [0, 2, 1, 3]> (b)
+    t = com.microsoft.RotaryEmbedding <interleaved = 1> (c, places, cos, sin)
+}"""
+
+
+def test_decoders_of_operators_of_onnxruntime():
+    weights = {"wq": (12, 96), "wk": (12, 32), "wp": (12, 160), "sinks": (6,)}
+    proto = network(
+        DECODERS_OF_ONNXRUNTIME,
+        {**weights, "bias": (1, 6, 3, 8), "cos": (12, 8), "sin": (12, 8)},
+        {
+            **{"last": np.array([7], np.int32), "total": np.array(8, np.int32)},
+            **{"all": np.array([3, 3], np.int32), "four": np.array(4, np.int32)},
+            **{"later": [5], "places": [[2, 1, 5, 0], [0, 7, 6, 3]], "apart": [0, 0, 6, 16]},
+        },
+    )
+    check_parity(proto, inputs(proto))
 
 
 @pytest.mark.slow

@@ -21,10 +21,8 @@ function Attention end
     query = attentionheads(Q, q_num_heads)
     key = withpast(past_key, attentionheads(K, kv_num_heads))
     value = withpast(past_value, attentionheads(V, kv_num_heads))
-    T = eltype(Q)
-    root = T(sqrt(something(scale, 1 / sqrt(size(query, 1)))))
-    product = headproducts(query .* root, key .* root)
-    capped = softcap > 0 ? T(softcap) .* tanh.(product ./ T(softcap)) : product
+    product = scaledproducts(query, key, scale)
+    capped = softlycapped(product, softcap)
     allowed = attendable(attn_mask, size(product), past_key === nothing ? 0 : size(past_key, 2),
                          nonpad_kv_seqlen, is_causal != 0, left_window_size, right_window_size)
     biased = masked(withbias(capped, attn_mask), allowed)
@@ -50,6 +48,14 @@ end
 
 withpast(::Nothing, x) = x
 withpast(past, x) = cat(past, x; dims=2)
+
+"The products of queries and keys, times `scale`; `nothing` is 1 / √(head size)."
+function scaledproducts(query, key, scale)
+    root = eltype(query)(sqrt(something(scale, 1 / sqrt(size(query, 1)))))
+    return headproducts(query .* root, key .* root)
+end
+
+softlycapped(x, cap) = cap > 0 ? eltype(x)(cap) .* tanh.(x ./ eltype(x)(cap)) : x
 
 # The heads that share a key are so many more queries of its one head.
 function headproducts(query, key)

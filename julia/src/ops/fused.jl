@@ -123,10 +123,8 @@ to be seen, as (keys, batch), or numbers of keys that are; `mask_filter_value` i
 function attended(query, key, value, mask, bias; num_heads, scale, unidirectional,
                   mask_filter_value)
     q, k, v = (attentionheads(x, num_heads) for x in (query, key, value))
-    T = eltype(query)
-    root = T(sqrt(scale == 0 ? 1 / sqrt(size(q, 1)) : scale))
-    product = headproducts(q .* root, k .* root)
-    hidden = hiddenkeys(T, mask, size(k, 2), mask_filter_value)
+    product = scaledproducts(q, k, scale == 0 ? nothing : scale)
+    hidden = hiddenkeys(eltype(query), mask, size(k, 2), mask_filter_value)
     biased = withbias(hidden === nothing ? product : product .+ hidden, bias)
     allowed = attendable(nothing, size(product), 0, nothing, unidirectional != 0, -1, -1)
     return joinedheads(headvalues(narrowto(query, rowsoftmax(masked(biased, allowed))), v))
@@ -141,3 +139,103 @@ function hiddenkeys(T, mask, keys, filler)
 end
 
 @non_differentiable hiddenkeys(::Any...)
+
+"""
+    GroupQueryAttention(query, key, value, past_key, past_value, seqlens_k, total_sequence_length,
+                        cos_cache, sin_cache, position_ids, attention_bias, head_sink; …)
+
+Attention of each token to the earlier ones and itself. `num_heads ÷ kv_num_heads` heads of the
+query share a key and a value. Inputs are (features of all heads, sequence, batch), those of the
+past (head size, past, heads, batch), which the second and third output go on with. A query alone
+has keys and values as its further rows.
+"""
+function GroupQueryAttention end
+
+@operator "com.microsoft" function GroupQueryAttention(
+    query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache=nothing,
+    sin_cache=nothing, position_ids=nothing, attention_bias=nothing, head_sink=nothing, further...;
+    causal=1, do_rotary=0, k_quant_type="NONE", kv_cache_bit_width=0, kv_num_heads,
+    local_window_size=-1, num_heads, qk_norm_epsilon=1f-6, qk_output=0, rotary_interleaved=0,
+    scale=0f0, sliding_window_cache=0, smooth_softmax=0, softcap=0f0, v_quant_type="NONE", outputs=1
+)
+    all(isnothing, further) ||
+        unsupported("quantized or normalized keys, or padded queries, in GroupQueryAttention")
+    outputs < 4 || unsupported("products of queries and keys as an output")
+    sliding_window_cache == 0 || unsupported("a cache that slides")
+    local_window_size == 0 && unsupported("a window without tokens")
+    past, tokens = past_key === nothing ? 0 : size(past_key, 2), size(query, 2)
+    allequalto(past + tokens, seqlens_k .+ 1, total_sequence_length) ||
+        unsupported("samples of different lengths, or a past that isn't as long as its array")
+    numbers = (num_heads, kv_num_heads, kv_num_heads)
+    given = key === nothing ? packedparts(query, numbers) : (query, key, value)
+    q, k, v = map(attentionheads, given, numbers)
+    if do_rotary != 0
+        places = tokenplaces(position_ids, past, tokens)
+        q, k = map((q, k)) do x
+            RotaryEmbedding(x, cos_cache, sin_cache, places; interleaved=rotary_interleaved,
+                            rotary_embedding_dim=2size(cos_cache, 1))
+        end
+    end
+    keys, values = withpast(past_key, k), withpast(past_value, v)
+    product = scaledproducts(q, keys, scale == 0 ? nothing : scale)
+    biased = withbias(softlycapped(product, softcap), attention_bias)
+    # The window counts the token itself.
+    allowed = attendable(nothing, size(product), past, nothing, causal != 0,
+                         local_window_size - 1, -1)
+    sink = head_sink === nothing && smooth_softmax != 0 ? zero(eltype(query)) : head_sink
+    weights = softmaxwithsink(masked(biased, allowed), sink)
+    y = joinedheads(headvalues(narrowto(query, weights), values))
+    return outputs == 1 ? y : (y, keys, values)
+end
+
+allequalto(n, lengths...) = all(x -> all(==(n), x), lengths)
+
+@non_differentiable allequalto(::Any...)
+
+function packedparts(x, numbers)
+    width = size(x, 1) ÷ sum(numbers)
+    return map(range -> x[range, :, :], consecutive((width .* numbers)...))
+end
+
+"""
+    tokenplaces(given, past, tokens)
+
+Positions from 0, (tokens, batch or 1). Where nothing is past, onnxruntime reads only the first.
+"""
+tokenplaces(::Nothing, past, tokens) = reshape(past:(past + tokens - 1), :, 1)
+tokenplaces(given, past, tokens) = past == 0 ? following(given[1:1], tokens) : given
+
+following(place, tokens) = reshape(place, 1, 1) .+ (0:(tokens - 1))
+
+@non_differentiable tokenplaces(::Any...)
+@non_differentiable following(::Any...)
+
+"""
+    softmaxwithsink(x, sink)
+
+Softmax along the first dimension with one entry more, which isn't returned; `sink` is a number for
+each of the heads of the third dimension, or for all.
+"""
+softmaxwithsink(x, ::Nothing) = rowsoftmax(x)
+softmaxwithsink(x, sink::Number) =
+    rowsoftmax(x) .* NNlib.sigmoid.(NNlib.logsumexp(x; dims=1) .- sink)
+softmaxwithsink(x, sink) =
+    rowsoftmax(x) .* NNlib.sigmoid.(NNlib.logsumexp(x; dims=1) .- reshape(sink, 1, 1, :))
+
+"""
+    PlacedRotaryEmbedding(input, position_ids, cos_cache, sin_cache; …)
+
+onnxruntime's `RotaryEmbedding`, whose positions come second; one alone is that of the first token.
+"""
+function PlacedRotaryEmbedding end
+
+@operator "com.microsoft" "RotaryEmbedding" function PlacedRotaryEmbedding(
+    input, position_ids, cos_cache, sin_cache; interleaved=0, is_packed_batching=0, num_heads=0,
+    rotary_embedding_dim=0, scale=1f0
+)
+    scale == 1 || unsupported("a scale of RotaryEmbedding")
+    places = ndims(position_ids) == 2 ? position_ids : following(position_ids, size(input, 2))
+    heads = num_heads == 0 ? size(input, 1) ÷ 2size(cos_cache, 1) : num_heads
+    return RotaryEmbedding(input, cos_cache, sin_cache, places; interleaved, num_heads=heads,
+                           rotary_embedding_dim)
+end

@@ -1,5 +1,6 @@
 using .Operators: OPERATORS, PackedAttention, MultiHeadAttention, EmbedLayerNormalization,
-    SkipLayerNormalization, SkipSimplifiedLayerNormalization, BiasGelu, FastGelu, QuickGelu
+    GroupQueryAttention, PlacedRotaryEmbedding, SkipLayerNormalization,
+    SkipSimplifiedLayerNormalization, BiasGelu, FastGelu, QuickGelu
 
 wave(sizes...) = reshape(sin.(1:prod(sizes)), sizes)
 
@@ -81,5 +82,107 @@ end
     checkgradient(
         (q, k, v, b) -> MultiHeadAttention(q, k, v, b; num_heads=2, unidirectional=1),
         q, k, v, b,
+    )
+end
+
+@testset "rotary embeddings with positions" begin
+    x, cosine, sine = wave(8, 3, 2), cos.(wave(2, 7)), sin.(wave(2, 7))
+    places = [3 4; 1 5; 0 6]
+    turned = Operators.RotaryEmbedding(x, cosine, sine, places; num_heads=2)
+    @test PlacedRotaryEmbedding(x, places, cosine, sine) == turned
+    @test PlacedRotaryEmbedding(x, [2], cosine, sine; interleaved=1) ==
+          Operators.RotaryEmbedding(x, cosine, sine, [2 2; 3 3; 4 4]; num_heads=2, interleaved=1)
+    @test PlacedRotaryEmbedding(x, fill(2), cosine, sine) ==
+          PlacedRotaryEmbedding(x, [2], cosine, sine)
+    apart = Operators.attentionheads(x, 2)
+    @test Operators.joinedheads(PlacedRotaryEmbedding(apart, places, cosine, sine)) == turned
+    part = (; num_heads=1, rotary_embedding_dim=4)
+    @test PlacedRotaryEmbedding(x, places, cosine, sine; part...) ==
+          Operators.RotaryEmbedding(x, cosine, sine, places; part...)
+    @test_throws "a scale of RotaryEmbedding" PlacedRotaryEmbedding(
+        x, places, cosine, sine; scale=2
+    )
+    checkgradient((x, c, s) -> PlacedRotaryEmbedding(x, [2], c, s), x, cosine, sine)
+end
+
+@testset "attention of heads that share keys" begin
+    q, k, v = wave(16, 3, 2), wave(8, 3, 2) .^ 2, wave(8, 3, 2) .+ 1
+    pastkey, pastvalue = wave(4, 2, 2, 2), wave(4, 2, 2, 2) .^ 2
+    heads = (; num_heads=4, kv_num_heads=2)
+    prompt(q, k, v, more...; settings...) = GroupQueryAttention(
+        q, k, v, nothing, nothing, Int32[2, 2], fill(3), more...; heads..., settings...
+    )
+    later(q, k, v, pastkey, pastvalue, more...; settings...) = GroupQueryAttention(
+        q, k, v, pastkey, pastvalue, Int32[4, 4], fill(5), more...; heads..., settings...
+    )
+    expected(more...; settings...) = Operators.Attention(
+        q, k, v, more...; q_num_heads=4, kv_num_heads=2, is_causal=1, settings...
+    )
+    @test prompt(q, k, v) ≈ expected()
+    @test prompt(cat(q, k, v; dims=1), nothing, nothing) ≈ expected()
+    @test prompt(q, k, v; causal=0, scale=0.3f0) ≈ expected(; is_causal=0, scale=0.3f0)
+    bias, none = wave(3, 3, 4, 1), ntuple(_ -> nothing, 3)
+    @test prompt(q, k, v, none..., bias; softcap=0.5f0, local_window_size=2) ≈
+          expected(bias; softcap=0.5f0, left_window_size=1)
+    found = later(q, k, v, pastkey, pastvalue; outputs=3)
+    @test all(map(≈, found, expected(nothing, pastkey, pastvalue; outputs=3)))
+
+    cosine, sine = cos.(wave(2, 9)), sin.(wave(2, 9))
+    turned(x, n, places) = Operators.RotaryEmbedding(x, cosine, sine, places; num_heads=n)
+    angles = (; do_rotary=1, outputs=3)
+    for (places, given) in ((0:2, nothing), (4:6, [4 7; 1 1; 1 1]))
+        positions = repeat(places, 1, 2)
+        y, key, value = prompt(q, k, v, cosine, sine, given; angles...)
+        @test key ≈ Operators.attentionheads(turned(k, 2, positions), 2)
+        @test value == Operators.attentionheads(v, 2)
+        @test y ≈ prompt(turned(q, 4, positions), turned(k, 2, positions), v)
+    end
+    for (places, given) in ((repeat(2:4, 1, 2), nothing), ([4 7; 1 1; 1 1], [4 7; 1 1; 1 1]))
+        found = later(q, k, v, pastkey, pastvalue, cosine, sine, given; angles...)
+        moved = (turned(q, 4, places), turned(k, 2, places), v)
+        @test all(map(≈, found, later(moved..., pastkey, pastvalue; outputs=3)))
+    end
+
+    # A sink is a key more, of value zero.
+    sinks = [-1.0, 0.0, 0.5, 2.0]
+    apart(x, n) = reshape(x, 4, n, 3, 2)
+    for (y, sinks) in (
+        (prompt(q, k, v, none..., nothing, sinks), sinks),
+        (prompt(q, k, v; smooth_softmax=1), zeros(4)),
+        (prompt(q, k, v, none..., nothing, sinks; smooth_softmax=1), sinks),
+    )
+        for b in 1:2, t in 1:3, h in 1:4
+            shared = cld(h, 2)
+            query, keys = apart(q, 4)[:, h, t, b], apart(k, 2)[:, shared, 1:t, b]
+            weights = exp.(keys' * query ./ 2)
+            values = apart(v, 2)[:, shared, 1:t, b]
+            @test apart(y, 4)[:, h, t, b] ≈ values * weights ./ (sum(weights) + exp(sinks[h]))
+        end
+    end
+
+    @test_throws "quantized or normalized keys" prompt(
+        q, k, v, none..., nothing, nothing, [1.0]
+    )
+    @test_throws "products of queries and keys" prompt(q, k, v; outputs=4)
+    @test_throws "a cache that slides" prompt(q, k, v; sliding_window_cache=1)
+    @test_throws "a window without tokens" prompt(q, k, v; local_window_size=0)
+    @test_throws "samples of different lengths" GroupQueryAttention(
+        q, k, v, nothing, nothing, Int32[2, 1], fill(3); heads...
+    )
+    @test_throws "a past that isn't as long as its array" GroupQueryAttention(
+        q, k, v, pastkey, pastvalue, Int32[3, 3], fill(4); heads...
+    )
+
+    short(x) = x[:, 1:2, :]
+    checkgradient(
+        (q, k, v, keys, values, c, s, sinks) -> GroupQueryAttention(
+            q, k, v, keys, values, Int32[3, 3], fill(4), c, s, nothing, nothing, sinks;
+            heads..., do_rotary=1, softcap=0.7f0, local_window_size=2,
+        ),
+        short(q), short(k), short(v), pastkey, pastvalue, cosine, sine, sinks,
+    )
+    checkgradient(
+        (x, bias) -> prompt(x, nothing, nothing, none..., bias; smooth_softmax=1),
+        cat(q, k, v; dims=1), bias,
     )
 end
