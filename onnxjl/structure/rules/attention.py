@@ -1,9 +1,9 @@
 """Attention as one operator.
 
 In ONNX's form with four axes heads and features are axes of their own. In its form with three, and
-in onnxruntime's operators, one axis has the features of all heads, one head after the other. Several
-heads may share keys and values; then whole groups of them can go, or, where these must stay, the same
-heads of every group.
+in onnxruntime's operators, one axis has the features of all heads, one head after the other. Where
+several heads share keys and values, whole groups of them can go, or, where these must stay, the
+same heads of every group.
 """
 
 from __future__ import annotations
