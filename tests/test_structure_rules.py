@@ -623,6 +623,39 @@ for domain, attributes, x, opset in (
         head_dim=[],
         opset=opset,
     )
+for name, layer, weights in (
+    (
+        "four bits",
+        "a = com.microsoft.MatMulNBits <K = 32, N = 6, bits = 4, block_size = 32> (x, few, scales)",
+        {"scales": (6,)},
+    ),
+    (
+        "integers, whose input is quantized",
+        "a = com.microsoft.DynamicQuantizeMatMul (x, whole, scale)",
+        {"scale": ()},
+    ),
+    (
+        "integers, and of integers",
+        """q, s, z = DynamicQuantizeLinear (x)
+        a = com.microsoft.MatMulIntegerToFloat (q, whole, s, scale, z)""",
+        {"scale": ()},
+    ),
+):
+    row(
+        f"what is behind a layer of {name}",
+        f"""g (float[2, 5, 32] x) => (float[N, 5, 3] y) {{
+            {layer}
+            b = MatMul (a, w1)
+            c = Relu (b)
+            y = MatMul (c, w2)
+        }}""",
+        {**weights, "w1": (6, 8), "w2": (8, 3)},
+        [8],
+        {
+            "few": np.random.default_rng(4).integers(0, 256, (6, 1, 16), np.uint8),
+            "whole": np.random.default_rng(4).integers(-9, 9, (32, 6), np.int8),
+        },
+    )
 row(
     "attention of one packed input stays whole",
     """g (float[2, 5, 3, 3, 4] x) => (float[2, 5, 5] y) {

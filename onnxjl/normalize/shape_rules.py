@@ -220,7 +220,11 @@ def _transpose(node: ir.Node, known: Knowledge) -> Dims | None:
 
 
 def _matmul(node: ir.Node, known: Knowledge) -> Dims | None:
-    a, b = known.dims(node.inputs[0]), known.dims(node.inputs[1])
+    return _multiplied(known.dims(node.inputs[0]), known.dims(node.inputs[1]))
+
+
+def _multiplied(a: Dims | None, b: Dims | None) -> Dims | None:
+    """The dimensions of a product of two stacks of matrices."""
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
     rank = max(len(a), len(b))
@@ -283,6 +287,20 @@ def _grouped_attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dic
     return {0: (made, 0), 1: (present, 0), 2: (present, 0)}
 
 
+def _integer_product(kind: int) -> OutputRule:
+    """A product of integers, whose result has the type of this input."""
+
+    def output(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+        return {0: (_multiplied(dims(0), dims(1)), kind)}
+
+    return output
+
+
+def _few_bits(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
+    x, columns = dims(0), node.attributes.get_int("N", 0)
+    return {0: ((*x[:-1], columns) if x and columns > 0 else None, 0)}
+
+
 def _embedding(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
     numbers, words = dims(0), dims(2)
     if numbers is None or words is None or len(numbers) != 2 or len(words) != 2:
@@ -295,10 +313,13 @@ OUTPUTS: dict[tuple[str, str], OutputRule] = {
     ("", "GroupNormalization"): _as_input,
     ("com.microsoft", "Attention"): _packed_attention,
     ("com.microsoft", "BiasGelu"): _as_input,
+    ("com.microsoft", "DynamicQuantizeMatMul"): _integer_product(0),
     ("com.microsoft", "EmbedLayerNormalization"): _embedding,
     ("com.microsoft", "FastGelu"): _as_input,
     ("com.microsoft", "Gelu"): _as_input,
     ("com.microsoft", "GroupQueryAttention"): _grouped_attention,
+    ("com.microsoft", "MatMulIntegerToFloat"): _integer_product(2),
+    ("com.microsoft", "MatMulNBits"): _few_bits,
     ("com.microsoft", "MultiHeadAttention"): _attention,
     ("com.microsoft", "QuickGelu"): _as_input,
     ("com.microsoft", "RotaryEmbedding"): _as_input,

@@ -647,8 +647,8 @@ class _Builder:
 LAYERS = frozenset(
     (
         "Attention Conv ConvInteger ConvTranspose DequantizeLinear DynamicQuantizeMatMul Einsum "
-        "EmbedLayerNormalization GRU Gather Gemm LSTM MatMul MatMulInteger MatMulNBits QGemm "
-        "QLinearConv QLinearMatMul RNN"
+        "EmbedLayerNormalization GRU Gather Gemm LSTM MatMul MatMulInteger MatMulIntegerToFloat "
+        "MatMulNBits QGemm QLinearConv QLinearMatMul RNN"
     ).split()
 )
 
