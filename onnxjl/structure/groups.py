@@ -572,7 +572,11 @@ class _Builder:
 
     def _why_whole(self, node: ir.Node) -> str:
         reasons = self.run.labels
-        axis = output_axis(self.run, node)
+        value = weight(node)
+        kind = value.const_value.dtype if value is not None and value.const_value else None
+        whole = kind is not None and not kind.is_floating_point()
+        unruled = self.run.why_unruled(node)
+        axis = () if whole and unruled else output_axis(self.run, node)
         for factor in axis:
             if factor.labels is None:
                 if factor.reason:
@@ -585,11 +589,9 @@ class _Builder:
             if self.kind[roots].any():
                 return f"attention stays whole with granularity '{self.granularity}'"
             return "its outputs all belong to one unit"
-        value = weight(node)
-        kind = value.const_value.dtype if value is not None and value.const_value else None
-        if kind is not None and not kind.is_floating_point():
+        if whole and kind is not None:
             return f"its weight is {kind.name.lower()}"
-        if not axis and (unruled := self.run.why_unruled(node)):
+        if not axis and unruled:
             return unruled
         return "it has one output" if ax.size(axis) == 1 else "its outputs carry no units"
 
