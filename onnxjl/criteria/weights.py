@@ -271,10 +271,11 @@ def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
             block = buffer[: len(part)]
             np.copyto(block, part, casting="unsafe")
             if order == 2:
+                np.vecdot(block, block, out=leading[start : start + step])
                 np.multiply(block, block, out=block)
             else:
                 np.abs(block, out=block)
-            fold.reduce(block, axis=1, out=leading[start : start + step])
+                fold.reduce(block, axis=1, out=leading[start : start + step])
             fold(trailing, fold.reduce(block, axis=0), out=trailing)
     return leading.reshape(shape[:split]), trailing.reshape(shape[split:])
 
