@@ -23,6 +23,10 @@ _FEW, _BYTES_OF_ONE = 5 << 20, 256
 MOST_UNIONS, _MOST_PENDING = 1 << 28, 1 << 22
 
 
+# Steps to a root that are taken one by one.
+_SHALLOW = 4
+
+
 class TooMany(Exception):  # noqa: N818 - an answer: the caller fixes what the node touches
     """An axis has more indices than can be told apart."""
 
@@ -87,10 +91,17 @@ class Labels:
         return self._roots(labels)
 
     def _roots(self, labels: LabelArray) -> LabelArray:
-        roots = self._parent[labels]
-        while not np.array_equal(above := self._parent[roots], roots):
+        parent = self._parent[: self.count]
+        roots = parent[labels]
+        for _ in range(_SHALLOW):
+            above = parent[roots]
+            if np.array_equal(above, roots):
+                return roots
             roots = above
-        return roots
+        # Long chains, as of residual sums: all labels jump, twice as far each time.
+        while not np.array_equal(above := parent[parent], parent):
+            parent[:] = above
+        return parent[roots]
 
     def unite(self, a: LabelArray, b: LabelArray) -> None:
         """Unite the sets of `a` and `b` elementwise; the arrays broadcast."""
@@ -113,7 +124,6 @@ class Labels:
         self._pending.clear()
         self._waiting = 0
         parent = self._parent[: self.count]
-        many = 2 * len(a) > self.count
         while True:
             a, b = self._roots(a), self._roots(b)
             differ = a != b
@@ -123,8 +133,6 @@ class Labels:
             # Hooking larger roots under smaller ones can't make a cycle; where one root is hooked
             # under several, the smallest wins and the next round unites the rest.
             np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-            while many and not np.array_equal(above := parent[parent], parent):
-                parent[:] = above
 
     def reason(self, text: str) -> int:
         """Return the number under which this reason is kept."""
