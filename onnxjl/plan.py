@@ -374,6 +374,8 @@ def _initializer(graph: Graph, name: str) -> ir.TensorProtocol:
 
 def _edit_nodes(network: ir.Graph, plan: Plan) -> None:
     """Set attributes, and take nodes out."""
+    if not (plan.attributes or plan.removed_nodes or plan.stand_ins):
+        return
     nodes = {node_name(node): node for node in network}
     for name in (*plan.attributes, *plan.removed_nodes):
         if name not in nodes:
