@@ -199,7 +199,8 @@ def test_optimal_selection_keeps_more_than_greedy(name: str, min_units: int, rou
 
     greedy, _ = importance("global")
     found, bound = importance("optimal")
-    assert greedy < found <= bound
+    # The sums are taken in another order here: they may differ in the last digits.
+    assert greedy < found <= bound * (1 + 1e-14)
     # The solver ended by itself with each of them, and single widths are all that it lost then.
     assert bound == pytest.approx(found, rel=2e-4)
 
