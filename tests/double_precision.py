@@ -305,9 +305,7 @@ def attend(
     **_: Any,
 ) -> np.ndarray:
     """(batch, sequence, features of all heads) of the weighted mean of values."""
-    q, k, v = (
-        x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value)
-    )
+    q, k, v = (heads_apart(x, num_heads) for x in (query, key, value))
     scores = q @ k.swapaxes(2, 3) * (scale or 1 / math.sqrt(q.shape[-1]))
     if mask is not None:
         if mask.ndim == 1:  # Lengths.
@@ -319,8 +317,17 @@ def attend(
     if unidirectional:
         scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
     even = np.exp(scores - scores.max(-1, keepdims=True))
-    mixed = even / even.sum(-1, keepdims=True) @ v
-    return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
+    return heads_joined(even / even.sum(-1, keepdims=True) @ v)
+
+
+def heads_apart(x: np.ndarray, number: int) -> np.ndarray:
+    """(batch, sequence, features of all heads) → (batch, heads, sequence, features)"""
+    return x.reshape(*x.shape[:2], number, -1).transpose(0, 2, 1, 3)
+
+
+def heads_joined(x: np.ndarray) -> np.ndarray:
+    """The inverse of `heads_apart`."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
 class RotaryEmbedding(OpRun):
@@ -379,8 +386,7 @@ class GroupQueryAttention(OpRun):
         kv_num_heads: int,
         do_rotary: int | None = None,
         rotary_interleaved: int | None = None,
-        scale: float | None = None,
-        **_: Any,
+        **attributes: Any,
     ) -> tuple[np.ndarray, ...]:
         assert past_key is None
         assert past_value is None
@@ -388,21 +394,14 @@ class GroupQueryAttention(OpRun):
             width = query.shape[-1] // (num_heads + 2 * kv_num_heads)
             ends = np.cumsum([num_heads * width, kv_num_heads * width])
             query, key, value = np.split(query, ends, axis=-1)
-        heads = (num_heads, kv_num_heads, kv_num_heads)
-        q, k, v = (
-            x.reshape(*x.shape[:2], number, -1).transpose(0, 2, 1, 3)
-            for x, number in zip((query, key, value), heads, strict=True)
-        )
+        numbers = (num_heads, kv_num_heads, kv_num_heads)
+        q, k, v = map(heads_apart, (query, key, value), numbers)
         if do_rotary and cosine is not None and sine is not None:
             time = q.shape[2]
             q, k = (turn(x, cosine[:time], sine[:time], rotary_interleaved or 0) for x in (q, k))
-        keys, values = (np.repeat(x, num_heads // kv_num_heads, axis=1) for x in (k, v))
-        scores = q @ keys.swapaxes(2, 3) * (scale or 1 / math.sqrt(q.shape[-1]))
-        scores = scores + (0 if added is None else added)
-        scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
-        even = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = even / even.sum(-1, keepdims=True) @ values
-        return mixed.transpose(0, 2, 1, 3).reshape(query.shape), k, v
+        each = (q, *(np.repeat(x, num_heads // kv_num_heads, axis=1) for x in (k, v)))
+        attributes |= {"num_heads": num_heads, "unidirectional": 1}
+        return attend(*map(heads_joined, each), None, added, **attributes), k, v
 
 
 class EmbedLayerNormalization(OpRun):

@@ -409,18 +409,19 @@ row(
     head=[3],
     head_dim=[4],
 )
+OPERATOR = f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
+    {PROJECTED}
+    qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+    kt = Transpose <perm = [0, 2, 1, 3]> (ks)
+    vt = Transpose <perm = [0, 2, 1, 3]> (vs)
+    m = Attention (qt, kt, vt)
+    mt = Transpose <perm = [0, 2, 1, 3]> (m)
+    o = Reshape (mt, join)
+    y = MatMul (o, wo)
+}}"""
 row(
     "attention as an operator",
-    f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
-        {PROJECTED}
-        qt = Transpose <perm = [0, 2, 1, 3]> (qs)
-        kt = Transpose <perm = [0, 2, 1, 3]> (ks)
-        vt = Transpose <perm = [0, 2, 1, 3]> (vs)
-        m = Attention (qt, kt, vt)
-        mt = Transpose <perm = [0, 2, 1, 3]> (m)
-        o = Reshape (mt, join)
-        y = MatMul (o, wo)
-    }}""",
+    OPERATOR,
     WEIGHTS,
     [],
     SPLITS,
@@ -457,24 +458,10 @@ for name, numbers, keys, cached, head, head_dim in (
     )
 row(
     "attention of four axes whose heads share keys",
-    """g (float[N, 5, 12] x) => (float[N, 5, 5] y) {
-        q = MatMul (x, wq)
-        k = MatMul (x, wk)
-        v = MatMul (x, wv)
-        qs = Reshape (q, six)
-        ks = Reshape (k, two)
-        vs = Reshape (v, two)
-        qt = Transpose <perm = [0, 2, 1, 3]> (qs)
-        kt = Transpose <perm = [0, 2, 1, 3]> (ks)
-        vt = Transpose <perm = [0, 2, 1, 3]> (vs)
-        m = Attention (qt, kt, vt)
-        mt = Transpose <perm = [0, 2, 1, 3]> (m)
-        o = Reshape (mt, join)
-        y = MatMul (o, wo)
-    }""",
+    OPERATOR,
     {"wq": (12, 24), "wk": (12, 8), "wv": (12, 8), "wo": (24, 5)},
     [],
-    {"six": [0, 5, 6, 4], "two": [0, 5, 2, 4], "join": [0, 5, 24]},
+    {"sq": [0, 5, 6, 4], "sk": [0, 5, 2, 4], "sv": [0, 5, 2, 4], "join": [0, 5, 24]},
     opset=23,
     head=[2],
     head_dim=[4, 4],

@@ -273,18 +273,12 @@ def _attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, O
 def _grouped_attention(node: ir.Node, dims: Callable[[int], Dims | None]) -> dict[int, Output]:
     query, separate = dims(0), dims(1) is not None
     heads, shared = (node.attributes.get_int(f"{kind}num_heads", 0) for kind in ("", "kv_"))
-    present = past = None
-    if query is None or len(query) != 3 or heads < 1 or shared < 1:
+    known = query is not None and len(query) == 3 and heads > 0 and shared > 0
+    if not known or query is None or not isinstance(query[2], int):
         return {0: (None, 0), 1: (None, 0), 2: (None, 0)}
-    columns = query[2]
-    made = width = None
-    if isinstance(columns, int):
-        width = columns // (heads if separate else heads + 2 * shared)
-        made = (*query[:2], heads * width)
-        past = dims(3)
-        known = past is not None and len(past) == 4
-        present = (query[0], shared, Polynomial.unknown(), past[3] if known and past else width)
-    return {0: (made, 0), 1: (present, 0), 2: (present, 0)}
+    width = query[2] // (heads if separate else heads + 2 * shared)
+    present = (query[0], shared, Polynomial.unknown(), width)
+    return {0: ((*query[:2], heads * width), 0), 1: (present, 0), 2: (present, 0)}
 
 
 def _integer_product(kind: int) -> OutputRule:

@@ -116,8 +116,7 @@ class _Parts:
 
     def scalar(self, number: float, like: ir.Value) -> ir.Value:
         """Add a constant of a value's type."""
-        name = self.names.fresh(f"{self.node.outputs[0].name or 'fused'}.scalar")
-        constant = add_initializer(self.graph, name, np.array(number, dtype=np.float32))
+        constant = self.constant(np.array(number, dtype=np.float32), "scalar")
         return self.add("CastLike", [constant, like], {})
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:

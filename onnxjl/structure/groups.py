@@ -574,9 +574,10 @@ class _Builder:
         reasons = self.run.labels
         value = weight(node)
         kind = value.const_value.dtype if value is not None and value.const_value else None
-        whole = kind is not None and not kind.is_floating_point()
+        bits = None if kind is None or kind.is_floating_point() else kind.name.lower()
         unruled = self.run.why_unruled(node)
-        axis = () if whole and unruled else output_axis(self.run, node)
+        # That it has no rule says less than its weight does.
+        axis = () if bits and unruled else output_axis(self.run, node)
         for factor in axis:
             if factor.labels is None:
                 if factor.reason:
@@ -589,8 +590,8 @@ class _Builder:
             if self.kind[roots].any():
                 return f"attention stays whole with granularity '{self.granularity}'"
             return "its outputs all belong to one unit"
-        if whole and kind is not None:
-            return f"its weight is {kind.name.lower()}"
+        if bits:
+            return f"its weight is {bits}"
         if not axis and unruled:
             return unruled
         return "it has one output" if ax.size(axis) == 1 else "its outputs carry no units"

@@ -56,12 +56,7 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     _set_presents(run, node, q[0], keys, (features, values))
     heads = _served(run, node, heads, keys)
     _mark(run, heads, features, values)
-    if given[3] is not None:
-        mask = run.of(given[3])
-        for axis in mask:
-            run.fix(axis, f"the mask of {where}")
-        if len(mask) > 2 and mask[-3]:
-            run.fix(heads, f"the mask of {where} differs by head")
+    _fix_mask(run, node, given[3], heads, "mask")
     run.fix_value(given[6], f"read inside {where}")
     mixed = (heads, q[2], values) if len(q) == 4 else (q[1], (*heads, *values))
     run.set(node.outputs[0], (q[0], *mixed))
@@ -127,6 +122,19 @@ def _mark(run: Interpreter, heads: ax.Axis, features: ax.Axis, values: ax.Axis) 
     run.vote_heads(heads)
     run.mark_kind(features, Kind.HEAD_DIM)
     run.mark_kind(values, Kind.HEAD_DIM)
+
+
+def _fix_mask(
+    run: Interpreter, node: ir.Node, value: ir.Value | None, heads: ax.Axis, kind: str
+) -> None:
+    """Fix what is added to the scores, and the heads where it differs by head."""
+    if value is None:
+        return
+    where = f"{node.op_type} '{node.name}'"
+    run.fix_value(value, f"the mask of {where}")
+    sizes = run.sizes(value)
+    if len(sizes) > 2 and sizes[-3] > 1:
+        run.fix(heads, f"the {kind} of {where} differs by head")
 
 
 def _softcap(node: ir.Node) -> float:
@@ -243,10 +251,9 @@ def grouped_attention(run: Interpreter, node: ir.Node) -> None:
     if given[11] is not None:
         heads = run.unite_parameter(heads, given[11], node)
     run.fix(query[1], f"the sequence of {where}")
-    for value in given[5:11]:
+    for value in given[5:10]:
         run.fix_value(value, f"read inside {where}")
-    if given[10] is not None and len(run.of(given[10])) > 2 and run.of(given[10])[-3]:
-        run.fix(heads, f"the bias of {where} differs by head")
+    _fix_mask(run, node, given[10], heads, "bias")
     run.set(node.outputs[0], (*query[:2], (*heads, *features)))
     for _ in ("scores", "values"):
         steps = _steps(run, query[1], given[3])
@@ -282,7 +289,9 @@ def grouped_heads(editor: Editor, node: ir.Node) -> None:
     _write_numbers(editor, node, parts, _head_numbers(node), ("", "kv_"))
 
 
-def _rotary(run: Interpreter, node: ir.Node) -> None:
+@rule("RotaryEmbedding")
+@rule("RotaryEmbedding", domain="com.microsoft")
+def rotary(run: Interpreter, node: ir.Node) -> None:
     """Pass heads; the features of each are turned in pairs, and stay."""
     x = list(run.of(node.inputs[0]))
     tables = [value for value in node.inputs[1:] if value is not None]
@@ -306,20 +315,14 @@ def _rotary(run: Interpreter, node: ir.Node) -> None:
     run.set(node.outputs[0], x)
 
 
-rule("RotaryEmbedding")(_rotary)
-rule("RotaryEmbedding", domain="com.microsoft")(_rotary)
-
-
-def _rotary_heads(editor: Editor, node: ir.Node) -> None:
+@edit("RotaryEmbedding")
+@edit("RotaryEmbedding", domain="com.microsoft")
+def rotary_heads(editor: Editor, node: ir.Node) -> None:
     """Write how many heads are left."""
     value, number = node.inputs[0], node.attributes.get_int("num_heads", 0)
     assert value is not None
     if len(editor.new_shape(value)) == 3 and number > 0:
         _write_numbers(editor, node, [value], [number], [""])
-
-
-edit("RotaryEmbedding")(_rotary_heads)
-edit("RotaryEmbedding", domain="com.microsoft")(_rotary_heads)
 
 
 def _attend(
@@ -338,24 +341,15 @@ def _attend(
     if more or any(o.name for o in node.outputs[1:]):
         raise Unruled("only query, key, value, mask and bias, and one output, are ruled")
     number = node.attributes.get_int("num_heads", 1)
-    if any(ax.size(axes[2]) % number for axes in (q, k, v)):
-        raise Unruled("heads of different sizes")
-    split = [
-        run.reshape((axes[2],), (number, ax.size(axes[2]) // number), node, f".{letter}")
-        for letter, axes in zip("qkv", (q, k, v), strict=True)
-    ]
+    split = _heads_apart(run, node, (q[2], k[2], v[2]), (number, number))
     heads = run.unite_all([axes[0] for axes in split], node)
     features = run.unite(split[0][1], split[1][1], node)
     values = split[2][1]
     _mark(run, heads, features, values)
     for axes in (q, k, v):
         run.fix(axes[1], f"the sequence of {node.op_type} '{node.name}'")
-    for i in (mask, bias):
-        value = _input(node, i)
-        if value is not None:
-            run.fix_value(value, f"the mask of {node.op_type} '{node.name}'")
-            if i == bias and len(run.sizes(value)) > 2 and run.sizes(value)[-3] > 1:
-                run.fix(heads, f"the bias of {node.op_type} '{node.name}' differs by head")
+    run.fix_value(_input(node, mask), f"the mask of {node.op_type} '{node.name}'")
+    _fix_mask(run, node, _input(node, bias), heads, "bias")
     run.set(node.outputs[0], (q[0], q[1], (*heads, *values)))
     run.product(node, 1, (q[0], heads, q[1], k[1], features), [])
     run.product(node, 1, (q[0], heads, q[1], k[1], values), [])
@@ -416,10 +410,7 @@ def _heads_left(
     kept : (heads · features,) bool, what survives.
     """
     number = node.attributes.get_int("num_heads", 1)
-    grid = kept.reshape(number, -1)
-    left = int(grid.any(axis=1).sum())
-    if left < number:
-        editor.set_attribute(node, "num_heads", left)
-    given = node.attributes.get_float("scale", 0.0)
-    if scale and not given and kept.sum() != left * grid.shape[1]:
-        editor.set_attribute(node, "scale", 1.0 / math.sqrt(grid.shape[1]))
+    left = _write_numbers(editor, node, [kept], [number], [""])
+    size = len(kept) // number
+    if scale and not node.attributes.get_float("scale", 0.0) and kept.sum() != left * size:
+        editor.set_attribute(node, "scale", 1.0 / math.sqrt(size))

@@ -251,7 +251,6 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
     inputs = [v for v in node.inputs if v is not None]
     if not arrow or len(terms) != len(inputs):
         raise Unruled("an equation without '->'")
-    letters: dict[str, Axis] = {}
     meeting: dict[str, list[Axis]] = {}
     read: list[list[str]] = []
     widest = max(
@@ -269,9 +268,8 @@ def einsum(run: Interpreter, node: ir.Node) -> None:
             raise Unruled("a repeated letter or another rank")
         read.append(names)
         for letter, axis in zip(names, axes, strict=True):
-            known = letters.get(letter)
             meeting.setdefault(letter, []).append(axis)
-            letters[letter] = axis if known is None else run.unite_all([known, axis], node)
+    letters = {letter: run.unite_all(axes, node) for letter, axes in meeting.items()}
     target = _letters(output, len(run.sizes(node.outputs[0])), widest)
     computed = [run.is_computed(v) for v in inputs]
     if sum(computed) > 1 and any(letter not in target for letter in letters):
