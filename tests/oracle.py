@@ -214,20 +214,27 @@ class _Twins:
             return result
         self.masked.add(name)
         kind = self.types.get(name, TensorProto.FLOAT)
-        zero, same = f"|zero{kind}", f"{name}|same"
-        self.new[zero] = helper.make_tensor(zero, kind, (), [0.0])
+        zero, gap, same = self._zero(kind), f"{name}|gap", f"{name}|same"
         compared = [name + FIRST, name + SECOND]
         if kind not in (TensorProto.FLOAT, TensorProto.DOUBLE):
             wide = [f"{one}|wide" for one in compared]
             for one, cast in zip(compared, wide, strict=True):
                 self.nodes.append(helper.make_node("Cast", [one], [cast], to=TensorProto.FLOAT))
-            compared = wide
-        self.nodes.append(helper.make_node("Equal", compared, [same]))
+            compared, kind = wide, TensorProto.FLOAT
+        # Two infinities differ by NaN, which isn't zero: what overflows in both is masked, too.
+        self.nodes.append(helper.make_node("Sub", compared, [gap]))
+        self.nodes.append(helper.make_node("Equal", [gap, self._zero(kind)], [same]))
         for copy in (FIRST, SECOND):
             self.nodes.append(
                 helper.make_node("Where", [same, name + copy, zero], [f"{name}|{copy}"])
             )
         return result
+
+    def _zero(self, kind: int) -> str:
+        """Return the name of a zero of a type."""
+        zero = f"|zero{kind}"
+        self.new[zero] = helper.make_tensor(zero, kind, (), [0.0])
+        return zero
 
     def _gone(self, name: str, axis: int) -> np.ndarray:
         return np.setdiff1d(np.arange(self.arrays[name].shape[axis]), self.kept[name][axis])
