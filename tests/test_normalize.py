@@ -360,6 +360,50 @@ def test_vectors_are_unshared_and_matrices_stay_tied():
     assert [first.inputs[2].name, second.inputs[2].name] == ["zeros", "zeros_1"]
 
 
+def test_vectors_of_any_rank_and_what_one_number_fills_are_unshared():
+    proto = model(
+        [
+            node("Mul", "x scale", "a"),
+            node("MatMul", "a w", "b"),
+            node("Mul", "b scale", "c"),
+            node("Add", "c state", "d"),
+            node("MatMul", "d w", "e"),
+            node("Add", "e state", "f"),
+            node("Add", "f table", "h"),
+            node("Mul", "h table", "y"),
+        ],
+        [("x", F, ["batch", 4, 4])],
+        [("y", F, ["batch", 4, 4])],
+        {
+            "w": np.ones((4, 4), np.float32),
+            "scale": floats(1, 4, 1),
+            "state": np.zeros((1, 4, 4), np.float32),
+            "table": floats(1, 4, 4),
+        },
+    )
+    graph = normalized(proto)
+    assert weight_names(graph) == {"w", "scale", "scale_1", "state", "state_1", "table"}
+
+
+def test_states_of_zeros_are_unshared_and_weights_of_recurrent_layers_stay_tied():
+    proto = model(
+        [
+            node("RNN", "x w w - - state", "a", hidden_size=1),
+            node("Squeeze", "a axis", "b"),
+            node("RNN", "b w w - - state", "y", hidden_size=1),
+        ],
+        [("x", F, [3, 2, 1])],
+        [("y", F, [3, 1, 2, 1])],
+        {
+            "w": floats(1, 1, 1),
+            "state": np.zeros((1, 2, 1), np.float32),
+            "axis": np.array([1]),
+        },
+    )
+    graph = normalized(proto)
+    assert weight_names(graph) == {"w", "state", "state_1", "axis"}
+
+
 def test_one_node_that_uses_a_vector_twice_gets_two():
     proto = model(
         [node("BatchNormalization", "x ones zeros zeros ones", "y")],

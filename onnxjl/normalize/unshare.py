@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxjl.normalize.surgery import Names, add_initializer, is_constant, renamed
@@ -9,17 +10,29 @@ from onnxjl.normalize.surgery import Names, add_initializer, is_constant, rename
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
-# Integer tensors beyond this many elements are data, not shapes, sizes or indices.
+# Integer tensors beyond this many elements are data, not shapes, sizes or indices; one number that
+# fills more than this many isn't written anew for each use.
 _LARGE = 1 << 18
+
+# Operators that multiply by a matrix or look it up: what they share is tied on purpose.
+_TYING = frozenset(
+    (
+        "Attention Conv ConvTranspose EmbedLayerNormalization Einsum Gather Gemm MatMul "
+        "MultiHeadAttention"
+    ).split()
+)
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_FIRST_STATE = 5  # of what recurrent operators read, the first that isn't a parameter
 
 
 def unshare_constants(model: ir.Model) -> ir.Model:
-    """Copy integer constants and 1-D floating weights for each of their uses.
+    """Copy integer constants, vectors and what one number fills for each of their uses.
 
     Exporters merge equal tensors: one shape constant may serve all attention blocks, one vector of
-    zeros all biases. The first use keeps the name, further ones get numbers; the data are shared
-    until something changes them. What a subgraph captures or the graph puts out stays as it is.
-    Weights of two or more dimensions stay tied.
+    zeros all biases, one state of zeros all recurrences. The first use keeps the name, further ones
+    get numbers; the data are shared until something changes them. What a subgraph captures or the
+    graph puts out stays as it is. Weights of two or more dimensions that are multiplied or looked
+    up stay tied.
     """
     graph = model.graph
     names = Names(graph)
@@ -28,13 +41,15 @@ def unshare_constants(model: ir.Model) -> ir.Model:
         uses = value.uses()
         if len(uses) + value.is_graph_output() < 2 or not is_constant(value) or not _owned(value):
             continue
+        assert value.name is not None
+        assert value.const_value is not None
+        vector = len(value.const_value.shape) < 2
         ours = sorted(
-            (use for use in uses if use.node in order), key=lambda use: (order[use.node], use.idx)
+            (use for use in uses if use.node in order and (vector or not _ties(use))),
+            key=lambda use: (order[use.node], use.idx),
         )
         if len(ours) == len(uses) and not value.is_graph_output():
             ours = ours[1:]
-        assert value.name is not None
-        assert value.const_value is not None
         for use in ours:
             name = names.fresh(value.name)
             copy = add_initializer(graph, name, renamed(value.const_value, name))
@@ -43,8 +58,25 @@ def unshare_constants(model: ir.Model) -> ir.Model:
 
 
 def _owned(value: ir.Value) -> bool:
+    """Return whether a constant's uses have nothing in common but its numbers."""
     tensor = value.const_value
     assert tensor is not None
     if tensor.dtype in _INTEGERS:
         return tensor.size <= _LARGE
-    return tensor.dtype in _FLOATS and len(tensor.shape) == 1 and tensor.size > 1
+    if tensor.dtype not in _FLOATS or tensor.size < 2:
+        return False
+    if tensor.size in tensor.shape.numpy():  # a vector, in however many dimensions
+        return True
+    return tensor.size <= _LARGE and _is_filled(tensor.numpy())
+
+
+def _is_filled(array: np.ndarray) -> bool:
+    """Return whether all elements are one number."""
+    return bool((array == array.reshape(-1)[0]).all())
+
+
+def _ties(use: ir.Usage) -> bool:
+    """Return whether an operator reads a constant as a matrix of its own."""
+    if use.node.op_type in _RECURRENT:
+        return use.idx < _FIRST_STATE
+    return use.node.op_type in _TYING
