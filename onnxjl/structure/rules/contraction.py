@@ -136,12 +136,15 @@ def _grouped(
     elif x_keeper == 0:
         labels.unite(x_labels, y_labels)
     inner = run.vector(inputs)
-    if inner is not None:
-        partner = (y_keeper, y_labels) if transposed is not None else (x_keeper, x_labels)
-        if partner[0] == 1:
-            labels.unite(inner, partner[1])
-        else:
-            run.fix(inputs, f"whole groups of {node.op_type} '{node.name}' go")
+    keeper, partner = (y_keeper, y_labels) if transposed is not None else (x_keeper, x_labels)
+    if keeper == 0:
+        run.fix(inputs, f"whole groups of {node.op_type} '{node.name}' go")
+    elif inner is None:  # a kernel that is computed, say
+        reason = next((f.reason for f in inputs if f.reason), 0)
+        why = f"meets an axis that can't shrink at {node.op_type} '{node.name}'"
+        labels.fix(partner, reason or run.why(why))
+    else:
+        labels.unite(inner, partner)
     return outputs
 
 
