@@ -225,6 +225,16 @@ image(
     channels=24,
 )
 image(
+    "grouped Conv with a kernel that is computed: what it reads stays",
+    """m = ReduceMean <keepdims = 0> (x)
+       e = Mul (d, m)
+       k = Reshape (e, shape)
+       z = Conv <group = 2> (a, k)""",
+    [4],
+    {"shape": [8, 4, 3, 3]},
+    weights={"d": (8, 36)},
+)
+image(
     "grouped Conv with one output each: whole groups",
     "z = Conv <group = 4> (a, g)",
     [4],

@@ -135,16 +135,11 @@ def _grouped(
         run.fix(outputs, why)
     elif x_keeper == 0:
         labels.unite(x_labels, y_labels)
-    inner = run.vector(inputs)
     keeper, partner = (y_keeper, y_labels) if transposed is not None else (x_keeper, x_labels)
     if keeper == 0:
         run.fix(inputs, f"whole groups of {node.op_type} '{node.name}' go")
-    elif inner is None:  # a kernel that is computed, say
-        reason = next((f.reason for f in inputs if f.reason), 0)
-        why = f"meets an axis that can't shrink at {node.op_type} '{node.name}'"
-        labels.fix(partner, reason or run.why(why))
     else:
-        labels.unite(inner, partner)
+        run.unite(inputs, ax.labelled(partner), node)  # a kernel that is computed may be plain
     return outputs
 
 
