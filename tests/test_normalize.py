@@ -404,6 +404,19 @@ def test_states_of_zeros_are_unshared_and_weights_of_recurrent_layers_stay_tied(
     assert weight_names(graph) == {"w", "state", "state_1", "axis"}
 
 
+def test_a_table_of_indices_is_unshared():
+    proto = model(
+        [
+            node("Gather", "x i", "a", axis=1),
+            node("Gather", "a i", "y", axis=1),
+        ],
+        [("x", F, ["batch", 4])],
+        [("y", F, ["batch", 2, 2, 2])],
+        {"i": np.array([[1, 0], [0, 1]])},
+    )
+    assert weight_names(normalized(proto)) == {"i", "i_1"}
+
+
 def test_one_node_that_uses_a_vector_twice_gets_two():
     proto = model(
         [node("BatchNormalization", "x ones zeros zeros ones", "y")],

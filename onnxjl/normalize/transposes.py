@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxjl.normalize.surgery import Names, add_initializer, constant, is_onnx, remove, substitute
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     "Abs Add And Cast Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual "
     "HardSigmoid HardSwish LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or Pow "
     "PRelu Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Swish Tanh "
@@ -147,7 +147,7 @@ def _is_free(node: ir.Node, rank: int, graph: ir.Graph) -> bool:
     shapes = [v.shape for v in (*_variables(node), node.outputs[0])]
     if any(shape is None or len(shape) != rank for shape in shapes):
         return False
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in ELEMENTWISE:
         return all(
             len(array.shape) <= rank for v in node.inputs if (array := constant(v)) is not None
         )

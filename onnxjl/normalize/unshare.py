@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl.normalize.surgery import Names, add_initializer, is_constant, renamed
+from onnxjl.normalize.transposes import ELEMENTWISE
 
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -14,15 +15,8 @@ _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 # fills more than this many isn't written anew for each use.
 _LARGE = 1 << 18
 
-# Operators that multiply by a matrix or look it up: what they share is tied on purpose.
-_TYING = frozenset(
-    (
-        "Attention Conv ConvTranspose EmbedLayerNormalization Einsum Gather Gemm MatMul "
-        "MultiHeadAttention"
-    ).split()
-)
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-_FIRST_STATE = 5  # of what recurrent operators read, the first that isn't a parameter
+# The states of zeros that recurrent operators start from.
+_STATES = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
 
 
 def unshare_constants(model: ir.Model) -> ir.Model:
@@ -31,8 +25,8 @@ def unshare_constants(model: ir.Model) -> ir.Model:
     Exporters merge equal tensors: one shape constant may serve all attention blocks, one vector of
     zeros all biases, one state of zeros all recurrences. The first use keeps the name, further ones
     get numbers; the data are shared until something changes them. What a subgraph captures or the
-    graph puts out stays as it is. Weights of two or more dimensions that are multiplied or looked
-    up stay tied.
+    graph puts out stays as it is. Weights of two or more dimensions stay tied, but where an
+    elementwise operator reads such a vector or filled one, or a recurrence begins with it.
     """
     graph = model.graph
     names = Names(graph)
@@ -41,18 +35,18 @@ def unshare_constants(model: ir.Model) -> ir.Model:
         uses = value.uses()
         if len(uses) + value.is_graph_output() < 2 or not is_constant(value) or not _owned(value):
             continue
+        tensor = value.const_value
         assert value.name is not None
-        assert value.const_value is not None
-        vector = len(value.const_value.shape) < 2
+        assert tensor is not None
         ours = sorted(
-            (use for use in uses if use.node in order and (vector or not _ties(use))),
+            (use for use in uses if use.node in order and not _ties(use.node, use.idx, tensor)),
             key=lambda use: (order[use.node], use.idx),
         )
         if len(ours) == len(uses) and not value.is_graph_output():
             ours = ours[1:]
         for use in ours:
             name = names.fresh(value.name)
-            copy = add_initializer(graph, name, renamed(value.const_value, name))
+            copy = add_initializer(graph, name, renamed(tensor, name))
             use.node.replace_input_with(use.idx, copy)
     return model
 
@@ -75,8 +69,8 @@ def _is_filled(array: np.ndarray) -> bool:
     return bool((array == array.reshape(-1)[0]).all())
 
 
-def _ties(use: ir.Usage) -> bool:
-    """Return whether an operator reads a constant as a matrix of its own."""
-    if use.node.op_type in _RECURRENT:
-        return use.idx < _FIRST_STATE
-    return use.node.op_type in _TYING
+def _ties(node: ir.Node, position: int, tensor: ir.TensorProtocol) -> bool:
+    """Return whether a node's input of several axes is a matrix that other nodes may share."""
+    if tensor.dtype not in _FLOATS or len(tensor.shape) < 2:
+        return False
+    return node.op_type not in ELEMENTWISE and position not in _STATES.get(node.op_type, ())
