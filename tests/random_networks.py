@@ -1124,18 +1124,45 @@ def resampling(b: Builder) -> None:
     b.note(made, channels, height, width)
 
 
+def tables(b: Builder) -> None:
+    """Read or write pixels, rows, or channels, by a table of places; or take a triangle of each."""
+    name, (channels, height, width) = b.pick(3)
+    operator = b.one_of("GatherElements GatherND ScatterElements ScatterND Trilu")
+    shape = (1, channels, height, width)
+    (images,) = b.add("Shape", [name], start=0, end=1)
+    if operator == "Trilu":
+        (made,) = b.add(operator, [name, b.constant(np.array(b.integer(-1, 1)))])
+    elif operator.endswith("Elements"):
+        along = b.integer(1, 3)
+        # Each place is written to once.
+        order = np.argsort(b.random.random(shape), axis=along)
+        (sizes,) = b.add("Concat", [images, b.integers([*shape[1:]])], axis=0)
+        (places,) = b.add("Expand", [b.constant(order), sizes])
+        updates = b.add("Neg", [name]) if operator == "ScatterElements" else []
+        (made,) = b.add(operator, [name, places, *updates], axis=along)
+    else:
+        (turned,) = b.add("Transpose", [name], perm=[2, 3, 1, 0])
+        grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+        named = b.integer(1, 2)
+        places = grid[::-1, :, :named] if named == 2 else grid[::-1, 0, :1]
+        updates = b.add("Neg", [turned]) if operator == "ScatterND" else []
+        places_name = b.constant(np.ascontiguousarray(places))
+        (made,) = b.add(operator, [turned, places_name, *updates])
+        (made,) = b.add("Transpose", [made], perm=[3, 2, 0, 1])
+    b.note(made, channels, height, width)
+
+
 def without_rule(b: Builder) -> None:
     """What has no rule, and so fixes all that it touches."""
     name, (channels, height, width) = b.pick(3)
-    operator = b.one_of("GatherElements Trilu com.microsoft.FusedMatMul")
-    if operator == "GatherElements":
-        order = np.argsort(b.random.random((1, channels, height, width)), axis=1)
+    operator = b.one_of("ReverseSequence com.microsoft.FusedMatMul")
+    if operator == "ReverseSequence":
+        (turned,) = b.add("Transpose", [name], perm=[1, 0, 2, 3])
+        lengths = b.integers([b.integer(1, channels)])
         (images,) = b.add("Shape", [name], start=0, end=1)
-        (shape,) = b.add("Concat", [images, b.integers([channels, height, width])], axis=0)
-        (indices,) = b.add("Expand", [b.constant(order), shape])
-        (made,) = b.add(operator, [name, indices], axis=1)
-    elif operator == "Trilu":
-        (made,) = b.add(operator, [name])
+        (lengths,) = b.add("Expand", [lengths, images])
+        (made,) = b.add(operator, [turned, lengths], time_axis=0, batch_axis=1)
+        (made,) = b.add("Transpose", [made], perm=[1, 0, 2, 3])
     else:
         (made,) = b.add(operator, [name, b.weight(width, width)], alpha=0.5)
     b.note(made, channels, height, width)
@@ -1258,6 +1285,7 @@ IMAGE_LAYERS = (
     over_channels,
     regions,
     resampling,
+    tables,
     without_rule,
     scale,
     recurrent,

@@ -723,6 +723,84 @@ def test_sequences_become_splits():
     assert shape_of(graph, "d") == ["batch", 2]
 
 
+# Gathers by tables
+
+
+@pytest.mark.parametrize("places", [[[2], [0], [-1]], [[[1], [1]], [[0], [2]]]])
+def test_places_of_one_number_are_gathered(places):
+    proto = model(
+        [node("GatherND", "x i", "y", name="look")],
+        [("x", F, [3, "batch"])],
+        [("y", F, [*np.shape(places)[:-1], "batch"])],
+        {"i": np.array(places)},
+    )
+    graph = normalized(proto)
+    assert operators(graph) == ["Gather"]
+    assert graph.model.graph[0].name == "look"
+
+
+def test_computed_places_of_one_number_are_gathered():
+    proto = model(
+        [
+            node("Cast", "f", "i", to=int(LONG)),
+            node("GatherND", "x i", "g"),
+            node("Neg", "i", "n"),
+            node("Relu", "g", "y"),
+        ],
+        [("x", F, [3, 4]), ("f", F, ["batch", 1])],
+        [("y", F, ["batch", 4]), ("n", LONG, ["batch", 1])],
+    )
+    graph = normalized(proto)
+    assert operators(graph) == ["Cast", "Squeeze", "Gather", "Neg", "Relu"]
+    assert shape_of(graph, "g") == ["batch", 4]
+
+
+@pytest.mark.parametrize(
+    ("places", "batch_dims"),
+    [([[0, 1], [2, 1]], 0), ([[[1], [0]]] * 3, 1)],
+    ids=["two numbers", "of each sample"],
+)
+def test_other_places_stay(places, batch_dims):
+    proto = model(
+        [node("GatherND", "x i", "y", batch_dims=batch_dims)],
+        [("x", F, [3, 2, 5])],
+        [("y", F, [len(places), *[2] * batch_dims, 5])],
+        {"i": np.array(places)},
+    )
+    assert operators(normalized(proto)) == ["GatherND"]
+
+
+def test_a_gather_of_all_in_order_is_a_reshape():
+    proto = model(
+        [node("Gather", "x all", "r", axis=1), node("Relu", "r", "y")],
+        [("x", F, ["batch", 6, "time"])],
+        [("y", F, ["batch", 2, 3, "time"])],
+        {"all": np.arange(6).reshape(2, 3)},
+    )
+    graph = normalized(proto)
+    assert operators(graph) == ["Reshape", "Relu"]
+    assert shape_of(graph, "r") == ["batch", 2, 3, "time"]
+
+
+@pytest.mark.parametrize(
+    ("indices", "dims"),
+    [
+        ([[0, 2, 1], [3, 4, 5]], [2, 3]),
+        ([0, 1, 2, 3, 4], [5]),
+        ([0, 1, 2, 3, 4, 5, 0], [7]),
+    ],
+    ids=["another order", "not all", "one twice"],
+)
+def test_other_gathers_stay(indices, dims):
+    proto = model(
+        [node("Gather", "x i", "y", axis=0)],
+        [("x", F, [6, "time"])],
+        [("y", F, [*dims, "time"])],
+        {"i": np.array(indices)},
+    )
+    assert operators(normalized(proto)) == ["Gather"]
+
+
 # Matrix products
 
 

@@ -419,6 +419,107 @@ row(
     head=[3],
     head_dim=[4],
 )
+for name, keys in (
+    (
+        "looked up by places",
+        """s = MatMul (qr, kr) t = Shape (s) i = Expand (places, t)
+        c = GatherElements <axis = 2> (s, i)""",
+    ),
+    (
+        "to places repeated for each sample",
+        """e = MatMul (places_weight, wk) es = Reshape (e, sv)
+        et = Transpose <perm = [0, 2, 3, 1]> (es) er = Reshape (et, columns)
+        t = Shape (qr) all = Gather (t, zero) times = Div (all, three)
+        r = Concat <axis = 0> (times, one, one)
+        ek = Tile (er, r) c = MatMul (qr, ek)""",
+    ),
+):
+    row(
+        f"attention of heads among samples, {name}",
+        f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
+            {PROJECTED}
+            qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+            kt = Transpose <perm = [0, 2, 3, 1]> (ks)
+            vt = Transpose <perm = [0, 2, 1, 3]> (vs)
+            qr = Reshape (qt, rows)
+            kr = Reshape (kt, columns)
+            vr = Reshape (vt, rows)
+            {keys}
+            p = Softmax (c)
+            m = MatMul (p, vr)
+            mr = Reshape (m, split)
+            mt = Transpose <perm = [0, 2, 1, 3]> (mr)
+            o = Reshape (mt, join)
+            y = MatMul (o, wo)
+        }}""",
+        {**WEIGHTS, "places_weight": (1, 5, 12)},
+        [],
+        {
+            **SPLITS,
+            "places": np.random.default_rng(4).integers(0, 5, (1, 5, 5)),
+            "rows": [-1, 5, 4],
+            "columns": [-1, 4, 5],
+            "split": [-1, 3, 5, 4],
+            "zero": [0],
+            "one": [1],
+            "three": [3],
+        },
+        head=[3],
+        head_dim=[4, 4],
+    )
+row(
+    "attention whose scores are looked up by a table for each head",
+    f"""g (float[2, 5, 12] x) => (float[2, 5, 5] y) {{
+        {PROJECTED}
+        qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+        kt = Transpose <perm = [0, 2, 3, 1]> (ks)
+        vt = Transpose <perm = [0, 2, 1, 3]> (vs)
+        s = MatMul (qt, kt)
+        c = GatherElements <axis = 3> (s, i)
+        p = Softmax (c)
+        m = MatMul (p, vt)
+        mt = Transpose <perm = [0, 2, 1, 3]> (m)
+        o = Reshape (mt, join)
+        y = MatMul (o, wo)
+    }}""",
+    WEIGHTS,
+    [],
+    {**SPLITS, "i": np.random.default_rng(4).integers(0, 5, (2, 3, 5, 5))},
+    head=[3],
+    head_dim=[4, 4],
+)
+row(
+    "attention whose heads are sliced out of one projection",
+    """g (float[N, 5, 12] x) => (float[N, 5, 5] y) {
+        f = MatMul (x, w)
+        r = Reshape (f, split)
+        q = Slice (r, zero, three, two)
+        rest = Slice (r, three, nine, two)
+        k, v = Split <axis = 2> (rest, sizes)
+        qt = Transpose <perm = [0, 2, 1, 3]> (q)
+        kt = Transpose <perm = [0, 2, 3, 1]> (k)
+        vt = Transpose <perm = [0, 2, 1, 3]> (v)
+        s = MatMul (qt, kt)
+        p = Softmax (s)
+        m = MatMul (p, vt)
+        mt = Transpose <perm = [0, 2, 1, 3]> (m)
+        o = Reshape (mt, join)
+        y = MatMul (o, wo)
+    }""",
+    {"w": (12, 36), "wo": (12, 5)},
+    [],
+    {
+        "split": [0, 0, 9, 4],
+        "join": [0, 0, -1],
+        "zero": [0],
+        "three": [3],
+        "nine": [9],
+        "two": [2],
+        "sizes": [3, 3],
+    },
+    head=[3],
+    head_dim=[4],
+)
 OPERATOR = f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
     {PROJECTED}
     qt = Transpose <perm = [0, 2, 1, 3]> (qs)
@@ -795,6 +896,89 @@ row(
     {"table": (10, 8), "w": (8, 3)},
     [8],
 )
+row(
+    "Gather by computed indices that go",
+    """g (float[N, 6] x) => (float[N, 3] y) {
+        a = MatMul (x, w1)
+        s = Sigmoid (a)
+        t = Mul (s, four)
+        i = Cast <to = 7> (t)
+        e = Gather (table, i)
+        z = ReduceMax <keepdims = 0> (e, last)
+        y = MatMul (z, w2)
+    }""",
+    {"w1": (6, 8), "table": (5, 7), "w2": (8, 3)},
+    [8],
+    {"four": np.float32([4]), "last": [2]},
+    inexact=[7],
+)
+image("Trilu", "t = Trilu (a) z = Relu (t)")
+dense("Trilu along units", "z = Trilu <upper = 0> (a)", [])
+TABLES = """g (float[{n}, 4, 6] x) => (float y) {{
+    a = MatMul (x, w1)
+    {middle}
+    y = MatMul (z, w2)
+}}"""
+for name, middle, units, constants in (
+    ("GatherElements along rows", "z = GatherElements <axis = 1> (a, i)", [8], {"i": (2, 3, 8)}),
+    ("GatherElements along units", "z = GatherElements <axis = 2> (a, i)", [], {"i": (2, 4, 8)}),
+    ("GatherElements of some", "z = GatherElements <axis = 1> (a, i)", [], {"i": (2, 3, 5)}),
+    (
+        "GatherElements by a shared table",
+        "t = GatherElements <axis = 1> (a, i) f = Cast <to = 1> (i) z = Add (t, f)",
+        [8],
+        {"i": (2, 3, 8)},
+    ),
+    (
+        "ScatterElements along rows",
+        "u = MatMul (x, w3) z = ScatterElements <axis = 1> (a, i, u)",
+        [8],
+        {"i": (2, 4, 8)},
+    ),
+    (
+        "ScatterElements along units",
+        "u = MatMul (x, w3) z = ScatterElements <axis = 2> (a, i, u)",
+        [],
+        {"i": (2, 4, 8)},
+    ),
+    (
+        "ScatterElements to some, summed",
+        """u = MatMul (x, w4) r = Relu (u)
+        z = ScatterElements <axis = 1, reduction = "add"> (a, i, r)""",
+        [],
+        {"i": (2, 4, 5)},
+    ),
+    ("GatherND of rows", "z = GatherND (a, i)", [8], {"i": (3, 2)}),
+    ("GatherND of samples", "z = GatherND (a, i)", [8], {"i": (3, 1)}),
+    ("GatherND of elements", "t = GatherND (a, i) z = Unsqueeze (t, one)", [], {"i": (8, 3)}),
+    ("GatherND of each sample", "z = GatherND <batch_dims = 1> (a, i)", [8], {"i": (2, 3, 1)}),
+    (
+        "ScatterND of rows",
+        "u = MatMul (x, w3) t = Gather <axis = 1> (u, one) z = ScatterND (a, i, t)",
+        [8],
+        {"i": (2, 1, 2)},
+    ),
+    (
+        "ScatterND of rows into a constant",
+        "u = Relu (a) z = ScatterND (zero, i, u)",
+        [8],
+        {"i": (2, 4, 2), "zero": np.zeros((3, 5, 8), np.float32)},
+    ),
+):
+    given: dict[str, object] = {"one": [1]}
+    for key, value in constants.items():
+        # Small numbers are indices of every axis.
+        shape_or_array = value
+        if isinstance(value, tuple):
+            shape_or_array = np.random.default_rng(5).integers(0, 2, value)
+        given[key] = shape_or_array
+    row(
+        name,
+        TABLES.format(n=2, middle=middle),
+        {"w1": (6, 8), "w3": (6, 8), "w4": (6, 5), "w2": (8, 3)},
+        units,
+        given,
+    )
 image(
     "Pad channels after and before",
     "z = Pad (a, p)",

@@ -15,6 +15,7 @@ from onnxjl.load import Source, clone, first_cause, load
 from onnxjl.normalize.constants import lift_constants
 from onnxjl.normalize.dead import drop_dead
 from onnxjl.normalize.fold import fold
+from onnxjl.normalize.gathers import simplify_gathers
 from onnxjl.normalize.gemm import to_gemm
 from onnxjl.normalize.inference_form import drop_identities, to_inference_form
 from onnxjl.normalize.inline import inline_functions
@@ -44,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     drop_dead,
     fold,
     unpack_sequences,
+    simplify_gathers,
     drop_no_ops,
     drop_dead,
     to_layer_norm,

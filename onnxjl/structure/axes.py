@@ -54,6 +54,13 @@ def labelled(labels: LabelArray) -> Axis:
     return () if len(labels) == 1 else (Factor(len(labels), labels),)
 
 
+def part(axis: Axis, size: int) -> Axis:
+    """Return what is cut out of an axis that can't be pruned: it may still be tagged as heads."""
+    if size == 1 or len(axis) != 1:
+        return plain(size, *(factor.reason for factor in axis[:1]))
+    return (Factor(size, None, axis[0].reason, axis[0].tags),)
+
+
 def size(axis: Axis) -> int:
     """Return the number of indices of an axis."""
     if len(axis) == 1:

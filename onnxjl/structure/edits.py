@@ -122,6 +122,10 @@ class Editor:
         before, after = self._run.sizes(value), self.new_shape(value)
         return [i for i, (b, a) in enumerate(zip(before, after, strict=True)) if a != b]
 
+    def is_known(self, value: ir.Value) -> bool:
+        """Return whether a shape tensor's elements are known."""
+        return self._run.known(value) is not None
+
     def old_array(self, value: ir.Value) -> np.ndarray:
         """Return a shape tensor as it was."""
         return self._run.shapes.known[value.name or ""]

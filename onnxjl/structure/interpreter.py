@@ -344,6 +344,8 @@ class Interpreter:
     def _is_shape_arithmetic(self, node: ir.Node) -> bool:
         if node.op_type in _CONTRACTIONS:
             return False  # a product of numbers is still one of the network's
+        if node.op_type == "Expand" and node.inputs[1] is not None and self.dims_of(node.inputs[1]):
+            return False  # what it makes may shrink with the axes that its sizes come from
         found = False
         for value in node.outputs:
             if value.name:
@@ -465,6 +467,7 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Split": (1,),
     "Pad": (1,),
     "Resize": (3,),
+    "Tile": (1,),
 }
 
 

@@ -68,5 +68,6 @@ for _family in (
     "recurrent",
     "shape",
     "spatial",
+    "tables",
 ):
     import_module(f"{__name__}.{_family}")

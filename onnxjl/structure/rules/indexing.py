@@ -1,4 +1,4 @@
-"""Slices, gathers and pads along an axis with units."""
+"""Slices, gathers, pads and triangles along an axis with units."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def slice_(run: Interpreter, node: ir.Node) -> None:
         vector = run.vector(axis)
         whole = ax.size(axis)
         if vector is None:
-            axes[along] = ax.plain(sizes[along], *(f.reason for f in axis[:1]))
+            axes[along] = ax.part(axis, sizes[along])
             continue
         if step != 1:
             run.fix(axis, f"Slice '{node.name}' takes every {step}th")
@@ -119,7 +119,10 @@ def gather(run: Interpreter, node: ir.Node) -> None:
     taken = node.inputs[1]
     indices = run.known(taken)
     assert taken is not None
-    inner = [ax.plain(d) for d in run.sizes(taken)]
+    if taken.is_initializer():
+        inner = [ax.plain(d) for d in run.sizes(taken)]
+    else:
+        inner = list(run.of(taken))
     if ax.has_labels(axes[along]):
         vector = run.vector(axes[along])
         assert vector is not None
@@ -134,7 +137,7 @@ def gather(run: Interpreter, node: ir.Node) -> None:
                 run.labels.fix(vector[indices], run.why(f"all that Gather '{node.name}' takes"))
         else:
             run.fix(axes[along], f"the indices of Gather '{node.name}' can't be rewritten")
-            if indices is not None and indices.ndim == 1:
+            if indices is not None and indices.ndim == 1 and not ax.has_labels(inner[0]):
                 inner = [ax.labelled(vector[indices])]
     run.set(node.outputs[0], [*axes[:along], *inner, *axes[along + 1 :]])
 
@@ -222,3 +225,12 @@ def pad_widths(editor: Editor, node: ir.Node) -> None:
         if after > 0:
             new[k + len(chosen)] = int(kept[len(kept) - after :].sum())
     editor.require(node, 1, new)
+
+
+@rule("Trilu")
+def triangle(run: Interpreter, node: ir.Node) -> None:
+    """Where its two axes cross decides what is left of them; other axes pass."""
+    axes = run.of(node.inputs[0])
+    for axis in axes[-2:]:
+        run.fix(axis, f"Trilu '{node.name}' takes a triangle of it")
+    run.set(node.outputs[0], axes)

@@ -170,6 +170,15 @@ def tile(run: Interpreter, node: ir.Node) -> None:
     )
 
 
+@edit("Tile")
+def tile_repeats(editor: Editor, node: ir.Node) -> None:
+    """Repeat as often as before, also where that is computed from sizes."""
+    repeats = node.inputs[1]
+    assert repeats is not None
+    if editor.is_known(repeats):
+        editor.require(node, 1, editor.old_array(repeats))
+
+
 @rule("Concat")
 def concat(run: Interpreter, node: ir.Node) -> None:
     """Join label vectors; the other axes unite."""
@@ -213,7 +222,7 @@ def split(run: Interpreter, node: ir.Node) -> None:
     at = 0
     for i, value in enumerate(node.outputs):
         size = run.sizes(value)[along]
-        piece = ax.plain(size, *(f.reason for f in axes[along][:1]))
+        piece = ax.part(axes[along], size)
         if vector is not None:
             piece = ax.labelled(vector[at : at + size])
             if size == 1:
