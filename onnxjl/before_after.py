@@ -28,6 +28,7 @@ from onnxjl.plan import Plan
 from onnxjl.progress import Progress
 from onnxjl.report import (
     Change,
+    about_supposed_sizes,
     accuracy_change,
     assumed_shapes,
     changes_table,
@@ -377,6 +378,7 @@ def _structure(
         notes.append(f"layers and MACs are unknown: {error}")
         return [], (), ()
     pairs = pair_layers(layer_costs(before), layer_costs(after))
+    notes += about_supposed_sizes(before)
     notes += _on_pairs(pairs, names)
     return count_changes(before, after), pairs, _whole(before, pairs, request)
 

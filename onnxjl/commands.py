@@ -37,6 +37,7 @@ from onnxjl.prune import prune as pruned
 from onnxjl.recovery import check_request
 from onnxjl.report import (
     Report,
+    about_supposed_sizes,
     assumed_shapes,
     indent,
     make_report,
@@ -648,6 +649,7 @@ def _facts(graph: Graph) -> dict[str, Any]:
             }
             for entry in layer_costs(structure)
         ]
+        facts["notes"] = about_supposed_sizes(structure)
     except OnnxjlError as error:
         facts["unknown"] = str(error)
     return facts
@@ -690,6 +692,7 @@ def _facts_text(facts: dict[str, Any]) -> str:
         f"{quantity(facts['macs'], 'MACs')} MACs for one sample, "
         f"{quantity(facts['params'], 'parameters')} parameters"
     )
+    lines += map(wrap, facts["notes"])
     if facts["layers"]:
         header = ("layer", "operator", "units", "MACs", "parameters", "node")
         layers = [
@@ -721,7 +724,8 @@ def _dtype(dtype: ir.DataType | None) -> str:
 
 def _assumed(graph: Graph) -> list[str]:
     shapes = assumed_shapes(graph)
-    return [wrap(f"counted with {shapes_text(shapes)} (--shape gives others)")] if shapes else []
+    lines = [f"counted with {shapes_text(shapes)} (--shape gives others)"] if shapes else []
+    return [wrap(line) for line in (*lines, *about_supposed_sizes(analyze(graph)))]
 
 
 def _finite(number: float) -> float | None:

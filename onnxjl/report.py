@@ -200,6 +200,7 @@ def make_report(
                 changes.append(measured)
             elif measured:
                 notes.append(measured)
+    notes += about_supposed_sizes(before)
     notes += _advice(source, changes, recovered="recover" in request or history is not None)
     notes += _advice_on_widths(changes, request)
     notes += _on_measurements(request)
@@ -254,6 +255,15 @@ def assumed_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
         and value.name not in graph.shapes
         and not all(isinstance(size, int) for size in value.shape or [None])
     }
+
+
+def about_supposed_sizes(structure: Structure) -> list[str]:
+    """What is to be known of figures that depend on sizes which data decide."""
+    sizes = structure.supposed_sizes
+    if not sizes:
+        return []
+    some = ", ".join(map(str, sizes[:3])) + (", …" if len(sizes) > 3 else "")
+    return [f"sizes that data decide are taken as {some}: MACs behind them are for so many"]
 
 
 def _latency(source: Graph, saved: Saved, inputs: Mapping[str, np.ndarray] | None) -> Change | str:

@@ -1152,19 +1152,36 @@ def tables(b: Builder) -> None:
     b.note(made, channels, height, width)
 
 
+def selection(b: Builder) -> None:
+    """Reorder rows or channels, or tell where they are largest."""
+    name, (channels, height, width) = b.pick(3)
+    operator = b.one_of("ArgMax ArgMin Compress ReverseSequence TopK")
+    along = b.integer(1, 3)
+    size = (channels, height, width)[along - 1]
+    if operator == "ReverseSequence":
+        (images,) = b.add("Shape", [name], start=0, end=1)
+        (lengths,) = b.add("Expand", [b.integers([b.integer(1, size)]), images])
+        order = [along, *(i for i in range(4) if i != along)]
+        (turned,) = b.add("Transpose", [name], perm=order)
+        (turned,) = b.add(operator, [turned, lengths], time_axis=0, batch_axis=1)
+        (made,) = b.add("Transpose", [turned], perm=np.argsort(order).tolist())
+    elif operator == "Compress":
+        (made,) = b.add(operator, [name, b.constant(np.ones(size, bool))], axis=along)
+    elif operator == "TopK":
+        made, places = b.add(operator, [name, b.integers([size])], 2, axis=along)
+        (numbers,) = b.add("Cast", [places], to=onnx.TensorProto.FLOAT)
+        (made,) = b.add("Add", [made, numbers])
+    else:
+        (places,) = b.add(operator, [name], axis=along)
+        (numbers,) = b.add("Cast", [places], to=onnx.TensorProto.FLOAT)
+        (made,) = b.add("Add", [name, numbers])
+    b.note(made, channels, height, width)
+
+
 def without_rule(b: Builder) -> None:
     """What has no rule, and so fixes all that it touches."""
     name, (channels, height, width) = b.pick(3)
-    operator = b.one_of("ReverseSequence com.microsoft.FusedMatMul")
-    if operator == "ReverseSequence":
-        (turned,) = b.add("Transpose", [name], perm=[1, 0, 2, 3])
-        lengths = b.integers([b.integer(1, channels)])
-        (images,) = b.add("Shape", [name], start=0, end=1)
-        (lengths,) = b.add("Expand", [lengths, images])
-        (made,) = b.add(operator, [turned, lengths], time_axis=0, batch_axis=1)
-        (made,) = b.add("Transpose", [made], perm=[1, 0, 2, 3])
-    else:
-        (made,) = b.add(operator, [name, b.weight(width, width)], alpha=0.5)
+    (made,) = b.add("com.microsoft.Trilu", [name])
     b.note(made, channels, height, width)
 
 
@@ -1285,6 +1302,7 @@ IMAGE_LAYERS = (
     over_channels,
     regions,
     resampling,
+    selection,
     tables,
     without_rule,
     scale,

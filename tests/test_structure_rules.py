@@ -914,6 +914,38 @@ row(
 )
 image("Trilu", "t = Trilu (a) z = Relu (t)")
 dense("Trilu along units", "z = Trilu <upper = 0> (a)", [])
+for along, units in (("1", [8]), ("2", []), ("-2", [8])):
+    for operator, middle in (
+        (
+            "TopK",
+            "t, i = TopK <axis = {}> (a, two) f = Cast <to = 1> (i) z = Concat <axis = 1> (t, f)",
+        ),
+        ("ArgMax", "i = ArgMax <axis = {}> (a) f = Cast <to = 1> (i) z = Add (a, f)"),
+        (
+            "ArgMin",
+            "i = ArgMin <axis = {}, keepdims = 0> (a) f = Cast <to = 1> (i) {} z = Add (a, e)",
+        ),
+        ("Compress", "z = Compress <axis = {}> (a, mask)"),
+        ("ReverseSequence", "z = ReverseSequence <batch_axis = 0, time_axis = {}> (a, lengths)"),
+    ):
+        if operator == "ReverseSequence" and along == "-2":
+            continue  # ONNX allows no negative ones
+        row(
+            f"{operator} along axis {along}",
+            f"""g (float[N, 4, 6] x) => (y) {{
+                a = MatMul (x, w1)
+                {middle.format(along, "e = Unsqueeze (f, along)")}
+                y = MatMul (z, w2)
+            }}""",
+            {"w1": (6, 8), "w2": (8, 3)},
+            units,
+            {
+                "two": [8 if along == "2" else 2],
+                "along": [int(along)],
+                "mask": np.ones(8, bool) if along == "2" else np.array([True, False, True, True]),
+                "lengths": [3, 4],
+            },
+        )
 TABLES = """g (float[{n}, 4, 6] x) => (float y) {{
     a = MatMul (x, w1)
     {middle}

@@ -16,8 +16,8 @@ from onnxjl.structure.interpreter import Interpreter, name
 from onnxjl.structure.labels import LabelArray
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import EDITS
-from onnxjl.structure.shapes import Shape, evaluate
-from onnxjl.structure.trace import ADJUSTED, MOVED, element, source
+from onnxjl.structure.shapes import ADJUSTED, MOVED, Shape, evaluate
+from onnxjl.structure.trace import element, source
 
 
 class Editor:
@@ -124,7 +124,7 @@ class Editor:
 
     def is_known(self, value: ir.Value) -> bool:
         """Return whether a shape tensor's elements are known."""
-        return self._run.known(value) is not None
+        return self._run.asked(value) is not None
 
     def old_array(self, value: ir.Value) -> np.ndarray:
         """Return a shape tensor as it was."""

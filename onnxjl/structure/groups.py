@@ -210,6 +210,11 @@ class Structure:
         """(groups,) int, the number of units of each group."""
         return np.array([g.size for g in self.groups], dtype=np.int64)
 
+    @property
+    def supposed_sizes(self) -> tuple[int, ...]:
+        """Sizes that data decide, as they are supposed to be: multiply–accumulates count them."""
+        return tuple(self.run.shapes.supposed_sizes)
+
     def groups_on(self, value: str) -> list[tuple[int, int]]:
         """Return the groups whose units a value carries, and on which axis: (group, axis) pairs.
 

@@ -15,8 +15,8 @@ from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.labels import MOST_OF_ONE, Kind, Labels, TooMany
 from onnxjl.structure.names import node_name
 from onnxjl.structure.rules import RULES, Unruled
-from onnxjl.structure.shapes import Shapes, evaluate
-from onnxjl.structure.trace import ADJUSTED, MOVED, adjustable, data_inputs
+from onnxjl.structure.shapes import ADJUSTED, MOVED, Shapes, evaluate
+from onnxjl.structure.trace import adjustable, data_inputs
 
 _NONE: Mapping[int, Axis] = {}
 
@@ -109,7 +109,13 @@ class Interpreter:
         return f"the shape of '{value.name}' isn't known" + (f", behind {where}" if where else "")
 
     def known(self, value: ir.Value | None) -> np.ndarray | None:
-        """Return the value of a shape tensor, or None if it isn't known."""
+        """Return the value of a shape tensor, or None if it isn't known or only supposed."""
+        if value is None or value.name in self.shapes.supposed:
+            return None
+        return self.asked(value)
+
+    def asked(self, value: ir.Value | None) -> np.ndarray | None:
+        """Return the sizes that a shape tensor asks for, also where some are supposed."""
         return None if value is None or not value.name else self.shapes.known.get(value.name)
 
     def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
@@ -350,6 +356,8 @@ class Interpreter:
         for value in node.outputs:
             if value.name:
                 array = self.shapes.known.get(value.name)
+                if value.name in self.shapes.decided:
+                    return False
                 if array is None or (array.dtype.kind not in "iub" and array.size != 1):
                     return False
                 found = True
@@ -438,6 +446,14 @@ class Interpreter:
         if numbers is None:
             return []
         return [axis for number in np.unique(numbers) for axis in self._dim_axes[number]]
+
+    def measured(self, value: ir.Value, index: int) -> Axis | None:
+        """Return the axis whose size an element of a shape tensor is, if it is that of one."""
+        numbers = self._dims.get(value.name or "")
+        if numbers is None or not numbers[index]:
+            return None
+        axes = self._dim_axes[numbers[index]]
+        return axes[0] if len(axes) == 1 else None
 
     def _fix_dims(self, value: ir.Value, why: str) -> None:
         for axis in self.dims_of(value):

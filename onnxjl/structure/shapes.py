@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,11 +20,44 @@ from onnxjl.normalize.shape_rules import OUTPUTS
 
 Shape = tuple[int, ...]
 
+# Operators that only move elements, with the inputs whose elements they move (all, if None).
+MOVED: dict[str, tuple[int, ...] | None] = {
+    "Cast": (0,),
+    "Concat": None,
+    "Expand": (0,),
+    "Flatten": (0,),
+    "Gather": (0,),
+    "Identity": (0,),
+    "Reshape": (0,),
+    "Slice": (0,),
+    "Split": (0,),
+    "Squeeze": (0,),
+    "Tile": (0,),
+    "Transpose": (0,),
+    "Unsqueeze": (0,),
+    "Where": (1, 2),
+}
+# Operators of two numbers that can be solved for a constant one.
+ADJUSTED = frozenset({"Add", "Sub", "Mul", "Div"})
+
 # Shape arithmetic works on a few numbers; tables of indices (relative positions, channel
 # shuffles) on some thousands. Larger integer tensors are data.
 MOST_ELEMENTS = 65_536
 # The scales of a resize are floats that shapes follow from.
 _SCALES = 16
+# Tensors of sizes have no more elements than axes.
+_MOST_AXES = 16
+_INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
+# Inputs whose numbers decide a size, where nothing else tells it.
+_DECIDING: dict[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+}
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}
 )
@@ -31,6 +65,9 @@ _RANDOM = frozenset(
 
 class Shapes:
     """Shapes and shape arithmetic of a graph at its sample input shapes.
+
+    Sizes that data decide (how many boxes are left, how long speech gets) are supposed to be primes
+    from 101 on, one for each such size: what no width is, and no product of widths.
 
     Parameters
     ----------
@@ -41,11 +78,22 @@ class Shapes:
     sizes : value name -> concrete shape; a value whose shape isn't known is missing.
     known : value name -> array, for integer constants, float scalars, and all that is computed
         from them and from shapes.
+    supposed : names of those in `known` that supposed sizes, or shapes behind them, enter.
+    decided : names of those in `supposed` that data decide.
+    supposed_sizes : the sizes that are supposed.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.sizes: dict[str, Shape] = {}
         self.known: dict[str, np.ndarray] = {}
+        self.supposed: set[str] = set()
+        self.decided: set[str] = set()
+        self.supposed_sizes: list[int] = []
+        # Values that are computed from what has a supposed size.
+        self._behind: set[str] = set()
+        self._primes = _primes(101)
+        # Nodes that do the same -> the shape of their output, where some of it is supposed.
+        self._alike: dict[tuple[object, ...], Shape] = {}
         self._types: dict[str, int] = {}
         model = graph.model
         inputs = sample_shapes(graph)
@@ -143,15 +191,103 @@ class Shapes:
         for node in model.graph:
             outputs = [v.name for v in node.outputs if v.name]
             if any(name not in self.sizes for name in outputs):
+                for i in _DECIDING.get(node.op_type, ()) if node.domain == "" else ():
+                    if i < len(node.inputs):
+                        self._suppose(node.inputs[i], versions)
                 self._infer_node(node, versions)
-            computed = evaluate(node, self.known.get, self.sizes.get, versions)
-            if computed is not None:
-                for value, array in zip(node.outputs, computed, strict=False):
-                    if value.name:
-                        self.known[value.name] = array
-                        self.sizes[value.name] = array.shape
-                        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-                        self._types.setdefault(value.name, int(kind))
+                self._suppose_declared(node)
+            if self._behind and any(v is not None and v.name in self._behind for v in node.inputs):
+                self._behind.update(outputs)
+            self._compute(node, versions)
+
+    def _compute(self, node: ir.Node, versions: Mapping[str, int]) -> bool:
+        """Compute a node's outputs if it is shape arithmetic; return whether it is."""
+        computed = evaluate(node, self.known.get, self.sizes.get, versions)
+        if computed is None:
+            return False
+        supposed = any(
+            value is not None
+            and (value.name in self.supposed or (value.name in self._behind and _measures(node)))
+            for value in node.inputs
+        )
+        for value, array in zip(node.outputs, computed, strict=False):
+            if value.name:
+                self.known[value.name] = array
+                self.sizes[value.name] = array.shape
+                kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+                self._types.setdefault(value.name, int(kind))
+                if supposed:
+                    self.supposed.add(value.name)
+                    self._behind.add(value.name)
+        return True
+
+    # Sizes that data decide
+
+    def _suppose_size(self) -> int:
+        """Return the next size that is supposed."""
+        self.supposed_sizes.append(next(self._primes))
+        return self.supposed_sizes[-1]
+
+    def _suppose(self, value: ir.Value | None, versions: Mapping[str, int]) -> bool:
+        """Suppose numbers for a tensor of sizes; return whether it has some then."""
+        name = "" if value is None else value.name or ""
+        if name in self.known:
+            return True
+        shape = self.sizes.get(name)
+        kind = ir.DataType(self._types.get(name, 0))
+        if value is None or shape is None or kind not in _INTEGERS or math.prod(shape) > _MOST_AXES:
+            return False
+        node = value.producer()
+        if node is not None and node.domain == "" and self._suppose_inputs(node, versions):
+            return True
+        primes = [self._suppose_size() for _ in range(math.prod(shape))]
+        self.known[name] = np.array(primes, kind.numpy()).reshape(shape)
+        self.supposed.add(name)
+        self.decided.add(name)
+        self._behind.add(name)
+        return True
+
+    def _suppose_inputs(self, node: ir.Node, versions: Mapping[str, int]) -> bool:
+        """Suppose what a node that moves or adds up numbers works on; return whether it can then.
+
+        The axes and positions that it works with must be known.
+        """
+        if node.op_type not in MOVED and node.op_type not in ADJUSTED:
+            return False
+        moved = MOVED.get(node.op_type) or range(len(node.inputs))
+        for i, given in enumerate(node.inputs):
+            if i not in moved and given is not None and given.name not in self.known:
+                return False
+        if not all(self._suppose(node.inputs[i], versions) for i in moved):
+            return False
+        return self._compute(node, versions)
+
+    def _suppose_dims(self, node: ir.Node, output: int, dims: Sequence[int | None]) -> None:
+        """Give a node's output its shape, of which sizes that are None are supposed.
+
+        They are the same for all nodes that do the same.
+        """
+        name = node.outputs[output].name
+        if not name or name in self.sizes:
+            return
+        inputs = [None if value is None else value.name for value in node.inputs]
+        alike = (node.domain, node.op_type, *inputs, *map(repr, _attributes(node)), output)
+        shape = self._alike.get(alike)
+        if shape is None:
+            shape = tuple(self._suppose_size() if d is None else d for d in dims)
+            self._alike[alike] = shape
+        self.sizes[name] = shape
+        self._behind.add(name)
+
+    def _suppose_declared(self, node: ir.Node) -> None:
+        """Take what normalization inferred of values that subgraphs make."""
+        if not any(a.type == ir.AttributeType.GRAPH for a in _attributes(node)):
+            return
+        for i, value in enumerate(node.outputs):
+            if value.name and value.shape is not None and value.dtype is not None:
+                self._types.setdefault(value.name, int(value.dtype))
+                dims = [dim if isinstance(dim, int) else None for dim in value.shape]
+                self._suppose_dims(node, i, dims)
 
     def _infer_node(self, node: ir.Node, versions: Mapping[str, int]) -> None:
         names = [v.name for v in node.inputs if v is not None and v.name]
@@ -189,8 +325,26 @@ class Shapes:
         except Exception:
             # Whatever it is, the shape stays unknown, which costs prunability only.
             return
-        for name, kind in inferred.items():
-            self._take(name, kind)
+        for i, value in enumerate(node.outputs):
+            proto = inferred.get(value.name or "")
+            if proto is None:
+                continue
+            self._take(value.name or "", proto)
+            if proto.HasField("tensor_type") and proto.tensor_type.HasField("shape"):
+                sizes = proto.tensor_type.shape.dim
+                told = [d.dim_value if d.HasField("dim_value") else None for d in sizes]
+                self._suppose_dims(node, i, told)
+
+
+def _primes(start: int) -> Iterator[int]:
+    """Yield primes from an odd number on."""
+    for number in itertools.count(start, 2):
+        if all(number % divisor for divisor in range(3, math.isqrt(number) + 1, 2)):
+            yield number
+
+
+def _measures(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in ("Shape", "Size")
 
 
 def _is_shape_constant(dtype: ir.DataType, elements: int) -> bool:
@@ -207,7 +361,7 @@ def evaluate(
     versions: Mapping[str, int],
 ) -> Sequence[np.ndarray] | None:
     """Compute a node's outputs if it is shape arithmetic on known values, else return None."""
-    if node.op_type in ("Shape", "Size") and node.domain == "":
+    if _measures(node):
         return _shape_or_size(node, sizes)
     if node.domain != "" or node.op_type in _RANDOM or not node.outputs:
         return None

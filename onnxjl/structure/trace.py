@@ -6,27 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl.graph import Graph
-from onnxjl.structure.shapes import Shapes, evaluate
-
-# Operators that only move elements, with the inputs whose elements they move (all, if None).
-MOVED: dict[str, tuple[int, ...] | None] = {
-    "Cast": (0,),
-    "Concat": None,
-    "Expand": (0,),
-    "Flatten": (0,),
-    "Gather": (0,),
-    "Identity": (0,),
-    "Reshape": (0,),
-    "Slice": (0,),
-    "Split": (0,),
-    "Squeeze": (0,),
-    "Tile": (0,),
-    "Transpose": (0,),
-    "Unsqueeze": (0,),
-    "Where": (1, 2),
-}
-# Operators of two numbers that can be solved for a constant one.
-ADJUSTED = frozenset({"Add", "Sub", "Mul", "Div"})
+from onnxjl.structure.shapes import ADJUSTED, MOVED, Shapes, evaluate
 
 
 def data_inputs(node: ir.Node) -> frozenset[str]:

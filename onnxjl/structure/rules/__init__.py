@@ -66,6 +66,7 @@ for _family in (
     "indexing",
     "normalization",
     "recurrent",
+    "selection",
     "shape",
     "spatial",
     "tables",

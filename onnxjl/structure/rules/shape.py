@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @rule("Reshape")
 def reshape(run: Interpreter, node: ir.Node) -> None:
     """Regroup factors; sizes that are written out must be rewritable where units may go."""
-    wanted = run.known(node.inputs[1])
+    wanted = run.asked(node.inputs[1])
     axes = run.reshape(run.of(node.inputs[0]), run.sizes(node.outputs[0]), node)
     for i, axis in enumerate(axes):
         if not ax.has_labels(axis):
@@ -94,7 +94,13 @@ def unsqueeze(run: Interpreter, node: ir.Node) -> None:
 
 
 def _made(run: Interpreter, node: ir.Node, shape: ir.Value | None, i: int, size: int) -> Axis:
-    """Return an axis that a shape tensor calls into being: free to shrink if its size is."""
+    """Return an axis that a shape tensor calls into being: free to shrink if its size is.
+
+    One that is made as large as another has the units of that.
+    """
+    axis = None if shape is None else run.measured(shape, i)
+    if axis is not None and ax.size(axis) == size:
+        return axis
     if size > 1 and run.adjustable(shape, i):
         return run.copies(size)
     return ax.plain(size, run.why(f"its size at {node.op_type} '{node.name}' can't be rewritten"))
@@ -105,7 +111,7 @@ def expand(run: Interpreter, node: ir.Node) -> None:
     """Axes that are there pass; axes that are made get labels of their own."""
     axes, sizes = run.of(node.inputs[0]), run.sizes(node.outputs[0])
     shape = node.inputs[1]
-    wanted = run.known(shape)
+    wanted = run.asked(shape)
     result: list[Axis] = []
     for i, size in enumerate(sizes):
         j = i - len(sizes) + len(axes)

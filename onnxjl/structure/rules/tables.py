@@ -62,15 +62,16 @@ def scatter_elements(run: Interpreter, node: ir.Node) -> None:
     updates = run.of(node.inputs[2], {i: a for i, a in enumerate(axes) if i != along})
     result: list[Axis] = []
     for i, (axis, update) in enumerate(zip(axes, updates, strict=True)):
-        written = update if indices is None else run.unite(update, indices[i], node)
-        if i != along and ax.size(axis) == ax.size(update):
-            result.append(run.unite(axis, written, node))
-            continue
-        if i != along:
-            run.fix(axis, f"ScatterElements '{node.name}' writes only to the first of it")
-        if indices is None:
+        goes = i != along and ax.size(axis) == ax.size(update)
+        # What can't shrink first: it marks the units that it meets.
+        written = run.unite(axis, update, node) if goes else update
+        if indices is not None:
+            written = run.unite(written, indices[i], node)
+        elif not goes:
             run.fix(update, f"the table of ScatterElements '{node.name}' goes along it")
-        result.append(axis)
+        if not goes and i != along:
+            run.fix(axis, f"ScatterElements '{node.name}' writes only to the first of it")
+        result.append(written if goes else axis)
     run.set(node.outputs[0], result)
 
 
