@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ShuffleNet": ("shufflenet_v2_x1_0", "light_shufflenet"),
     "Detectors and readers": (
         "yolo",
+        "two_stage",
         "rapidocr_classifier",
         "rapidocr_detector",
         "rapidocr_recognizer",
@@ -74,7 +75,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "keras_attention",
         "magika",
     ),
-    "One axis, two inputs": ("conv1d", "two_inputs"),
+    "One axis, two inputs, speech": ("conv1d", "two_inputs", "speaker"),
 }
 """Heading -> networks, in the order of the page."""
 

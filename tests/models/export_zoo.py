@@ -192,6 +192,18 @@ NETWORKS: dict[str, Network] = {
         {"image": Input((2, 3, 32, 32)), "vector": Input((2, 10))},
         ("class", "value"),
     ),
+    "speaker": Network(
+        networks.Speaker,
+        {"tokens": Input((2, 12), 40, free=((1, "time"),))},
+        ("wave",),
+        ("ts17", "dynamo"),
+    ),
+    "two_stage": Network(
+        networks.TwoStage,
+        {"image": Input((2, 3, 32, 32))},
+        ("boxes", "classes"),
+        ("ts13", "dynamo_noopt"),
+    ),
     "resnet50": torchvision_network("resnet50", USUAL),
     "mobilenet_v3_small": torchvision_network("mobilenet_v3_small", USUAL),
     "efficientnet_b0": torchvision_network("efficientnet_b0", USUAL),

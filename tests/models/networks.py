@@ -6,6 +6,7 @@ Each stands for a structure that pruning must follow; widths are small so that f
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -614,3 +615,86 @@ class TwoInputs(nn.Module):
         x = self.image(image).mean((2, 3))
         y = self.vector(vector)
         return self.classifier(torch.cat((x, y), 1)), self.regressor(x * y)
+
+
+class GatedResidual(nn.Module):
+    """Dilated convolutions with gates, whose outputs are summed up beside a residual stream.
+
+    (batch, width, time) float → the same
+    """
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.width = width
+        self.inner = nn.ModuleList(
+            nn.Conv1d(width, 2 * width, 3, padding=2**i, dilation=2**i) for i in range(layers)
+        )
+        self.outer = nn.ModuleList(nn.Conv1d(width, 2 * width, 1) for _ in range(layers))
+
+    def forward(self, stream: Tensor) -> Tensor:
+        total = torch.zeros_like(stream)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            value, gate = inner(stream).split(self.width, dim=1)
+            onward, aside = outer(value.tanh() * gate.sigmoid()).split(self.width, dim=1)
+            stream, total = stream + onward, total + aside
+        return total
+
+
+class Speaker(nn.Module):
+    """Speech from text, as long as what is said: data decide the size of everything behind.
+
+    (batch, time) int64 → (batch, 1, samples) float
+    """
+
+    def __init__(self, vocabulary: int = 40, width: int = 24):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.encoder = nn.Sequential(nn.Conv1d(width, 32, 3, padding=1), nn.ReLU())
+        self.encoded = nn.Conv1d(32, width, 3, padding=1)
+        self.duration = nn.Sequential(nn.Conv1d(width, 16, 1), nn.ReLU(), nn.Conv1d(16, 1, 1))
+        self.before = nn.Conv1d(width, 20, 1)
+        self.gated = GatedResidual(20, 2)
+        self.up = nn.ConvTranspose1d(20, 12, 8, stride=4, padding=2)
+        self.wave = nn.Conv1d(12, 1, 7, padding=3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.encoded(self.encoder(self.embedding(tokens).transpose(1, 2)))
+        frames = torch.floor(6 * (9 * self.duration(x)).sigmoid()).squeeze(1) + 1
+        ends = frames.cumsum(1)
+        times = torch.arange(ends[:, -1].max().long(), device=tokens.device)
+        spoken = times[None, :, None] < ends[:, None]
+        before = times[None, :, None] < (ends - frames)[:, None]
+        path = spoken.to(x.dtype) - before.to(x.dtype)
+        spread = torch.matmul(path, x.transpose(1, 2)).transpose(1, 2)
+        return self.wave(functional.leaky_relu(self.up(self.gated(self.before(spread)))))
+
+
+class TwoStage(nn.Module):
+    """Detector that looks again at the boxes that it keeps: data decide how many.
+
+    (2, 3, height, width) float → (boxes, 4) float, (boxes, 4) float
+    """
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.stem = nn.Sequential(normalized(3, 16, stride=2), normalized(16, 24, stride=2))
+        self.features = nn.Conv2d(24, width, 3, padding=1)
+        self.propose = nn.Sequential(nn.Conv2d(width, 16, 3, padding=1), nn.ReLU())
+        self.proposals = nn.Conv2d(16, 5, 1)
+        self.head = nn.Sequential(nn.Linear(width * 9, 40), nn.ReLU(), nn.Linear(40, 28), nn.ReLU())
+        self.classes = nn.Linear(28, 4)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(self.stem(image))
+        found = self.proposals(self.propose(features)).flatten(2).transpose(1, 2)
+        kept = []
+        for number in range(image.shape[0]):
+            scores, rows = found[number, :, 0].topk(12)
+            sides = 6 * found[number, rows, 1:].sigmoid()
+            wide = features.shape[-1]
+            middle = torch.stack([rows % wide, rows // wide], 1).to(image.dtype)
+            boxes = torch.cat([middle - sides[:, :2], middle + sides[:, 2:]], 1)
+            kept.append(boxes[torchvision.ops.nms(boxes, scores, 0.3)])
+        boxes = torch.cat(kept)
+        seen = torchvision.ops.roi_align(features, kept, 3, sampling_ratio=2)
+        return boxes, self.classes(self.head(seen.flatten(1)))

@@ -61,6 +61,8 @@ def check_skeleton(path: Path) -> None:
     for left, right in zip(first, second, strict=True):
         if not np.isfinite(left).all():
             raise ValueError("the restored skeleton gives infinite outputs")
+        if left.shape != right.shape:
+            continue  # data decide how large it is
         difference = np.abs(left - right).max() / np.abs(left).max()
         if not difference > DEPENDENCE:
             raise ValueError(f"the restored skeleton's outputs differ by {difference:.1e} only")

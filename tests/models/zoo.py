@@ -35,10 +35,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "vit_b_16",
         "vit_tiny",
     ),
-    "detection": ("yolo",),
+    "detection": ("two_stage", "yolo"),
     "mixed": ("attention_mix", "keras_attention", "two_inputs"),
     "recurrent": ("gru", "lstm", "lstm_stacked", "rnn", "rnn_relu"),
     "segmentation": ("unet",),
+    "speech": ("speaker",),
     "tied": ("conv_twice", "tied_embedding", "tied_linear"),
 }
 """Networks that are no plain image or signal classifier, by family."""
