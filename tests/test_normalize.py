@@ -801,6 +801,56 @@ def test_other_gathers_stay(indices, dims):
     assert operators(normalized(proto)) == ["Gather"]
 
 
+GRID = np.stack(np.meshgrid(np.arange(3), np.arange(2), indexing="ij"), -1)
+
+
+@pytest.mark.parametrize("table", [GRID, GRID[:, :1, :1].reshape(3, 1)], ids=["elements", "rows"])
+def test_writing_all_gives_what_is_written(table):
+    proto = model(
+        [node("Exp", "x", "e"), node("Neg", "x", "n"), node("ScatterND", "e i n", "y")],
+        [("x", F, [3, 2])],
+        [("y", F, [3, 2])],
+        {"i": table},
+    )
+    assert operators(normalized(proto)) == ["Neg"]
+
+
+def test_writing_all_at_places_put_together_gives_what_is_written():
+    proto = model(
+        [
+            node("Add", "rows one", "r"),
+            node("Concat", "rows columns", "i", axis=2),
+            node("Neg", "x", "n"),
+            node("ScatterND", "x i n", "s"),
+            node("Relu", "s", "y"),
+        ],
+        [("x", F, [3, 2])],
+        [("y", F, [3, 2])],
+        {"rows": GRID[..., :1], "columns": GRID[..., 1:], "one": np.array(1)},
+    )
+    assert operators(normalized(proto)) == ["Neg", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("table", "reduction"),
+    [(GRID[::-1], "none"), (GRID, "add"), (GRID[:, ::-1], "none"), (GRID[:2], "none")],
+    ids=["rows turned round", "added", "columns turned round", "not all"],
+)
+def test_other_writing_stays(table, reduction):
+    proto = model(
+        [
+            node("Slice", "x zero some", "part"),
+            node("Neg", "part", "n"),
+            node("ScatterND", "x i n", "y", reduction=reduction),
+        ],
+        [("x", F, [3, 2])],
+        [("y", F, [3, 2])],
+        {"i": np.ascontiguousarray(table), "zero": np.array([0]), "some": np.array([len(table)])},
+        opset=16,
+    )
+    assert "ScatterND" in operators(normalized(proto))
+
+
 # Matrix products
 
 

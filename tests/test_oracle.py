@@ -228,6 +228,38 @@ def test_wrong_plan_of_attention_is_noticed(kept: Kept, constants: Mapping[str, 
     assert gap(ATTENTION, kept, constants) > TOLERANCE
 
 
+CONVOLVED = network(
+    """g (float[1, 5, 12] x) => (float[1, 5, 4] y) {
+        v = MatMul (x, wv)
+        vs = Reshape (v, split_v)
+        vt = Transpose <perm = [0, 2, 3, 1]> (vs)
+        vr = Reshape (vt, together)
+        c = Conv <group = 4, pads = [1, 1]> (vr, kernel, bias)
+        cr = Reshape (c, apart)
+        ct = Transpose <perm = [0, 3, 1, 2]> (cr)
+        o = Reshape (ct, join)
+        y = MatMul (o, wo)
+    }""",
+    {"wv": (12, 12), "kernel": (4, 1, 3), "bias": (4,), "wo": (12, 4)},
+    {"split_v": [0, 0, 3, 4], "together": [-1, 4, 5], "apart": [1, -1, 4, 5], "join": [0, 0, -1]},
+)
+FEW_HEADS = {"split_v": [0, 0, 2, 4]}
+
+
+def test_heads_among_samples_of_a_convolution_go_with_its_bias() -> None:
+    kept = {"wv": {1: HEADS}, "wo": {0: HEADS}}
+    assert gap(CONVOLVED, kept, FEW_HEADS) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"wv": {1: HEADS}, "wo": {0: OTHER_HEADS}}, {"wv": {1: OTHER_HEADS}, "wo": {0: HEADS}}],
+    ids=["reader", "maker"],
+)
+def test_other_heads_among_samples_of_a_convolution_are_noticed(kept: Kept) -> None:
+    assert gap(CONVOLVED, kept, FEW_HEADS) > TOLERANCE
+
+
 def test_linear_attention_without_softmax_is_masked_on_both_sides() -> None:
     """Rectified features swallow what is poisoned: there is no weight between them."""
     model = network(

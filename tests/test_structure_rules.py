@@ -419,6 +419,30 @@ row(
     head=[3],
     head_dim=[4],
 )
+row(
+    "attention whose values are convolved head by head",
+    f"""g (float[N, 5, 12] x) => (float[N, 5, 5] y) {{
+        {PROJECTED}
+        qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+        kt = Transpose <perm = [0, 2, 3, 1]> (ks)
+        vt = Transpose <perm = [0, 2, 3, 1]> (vs)
+        vr = Reshape (vt, rows)
+        c = Conv <group = 4, pads = [1, 1]> (vr, kernel, bias)
+        cr = Reshape (c, split)
+        ct = Transpose <perm = [0, 1, 3, 2]> (cr)
+        s = MatMul (qt, kt)
+        p = Softmax (s)
+        m = MatMul (p, ct)
+        mt = Transpose <perm = [0, 2, 1, 3]> (m)
+        o = Reshape (mt, join)
+        y = MatMul (o, wo)
+    }}""",
+    {**WEIGHTS, "kernel": (4, 1, 3), "bias": (4,)},
+    [],
+    {**SPLITS, "rows": [-1, 4, 5], "split": [-1, 3, 4, 5]},
+    head=[3],
+    head_dim=[4, 4],
+)
 for name, keys in (
     (
         "looked up by places",

@@ -1,4 +1,4 @@
-"""Write gathers by tables as what they do: rows are gathered, and a whole is reshaped."""
+"""Write gathers and scatters by tables as what they do: rows are gathered, a whole is reshaped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from onnxjl.normalize.surgery import (
     is_constant,
     is_onnx,
     remove,
+    substitute,
     take_place,
 )
 
@@ -19,7 +20,8 @@ from onnxjl.normalize.surgery import (
 def simplify_gathers(model: ir.Model) -> ir.Model:
     """Turn `GatherND` of rows into `Gather`, and a `Gather` of all in order into `Reshape`.
 
-    PyTorch's exporters write indexing by a table as the first, and strided views as the second.
+    PyTorch's exporters write indexing by a table as the first, and strided views as the second. A
+    `ScatterND` that writes all, as they write ``x[:, :] = y``, gives what it writes.
     """
     graph = model.graph
     names = Names(graph)
@@ -28,6 +30,11 @@ def simplify_gathers(model: ir.Model) -> ir.Model:
             node = _as_gather(graph, names, node) or node
         if is_onnx(node, "Gather"):
             _as_reshape(graph, names, node)
+        if is_onnx(node, "ScatterND") and _writes_all(node):
+            written = node.inputs[2]
+            assert written is not None
+            if substitute(node.outputs[0], written):
+                remove([node])
     return model
 
 
@@ -69,6 +76,41 @@ def _as_reshape(graph: ir.Graph, names: Names, node: ir.Node) -> None:
     sizes = np.array([0] * along + list(taken.shape) + rest, dtype=np.int64)
     shape = add_initializer(graph, names.fresh(f"{node.outputs[0].name}_shape"), sizes)
     _replace(graph, node, "Reshape", [data, shape], [])
+
+
+def _writes_all(node: ir.Node) -> bool:
+    """Return whether a `ScatterND` writes every element once, in the data's order."""
+    data, table, written = node.inputs
+    if data is None or written is None or data.shape is None or written.shape != data.shape:
+        return False
+    if node.attributes.get_string("reduction", "none") != "none":
+        return False
+    numbers = _numbers(table)
+    if not numbers:
+        return False
+    sizes = tuple(size for size in data.shape[: len(numbers)] if isinstance(size, int))
+    if numbers[0].shape != sizes:
+        return False
+    grid = np.ogrid[tuple(slice(size) for size in sizes)]
+    return all((a == b).all() for a, b in zip(numbers, grid, strict=True))
+
+
+def _numbers(table: ir.Value | None) -> list[np.ndarray] | None:
+    """Return the numbers that name places, one array for each axis, if they are constants."""
+    if table is None or table.shape is None:
+        return None
+    parts, producer = [table], table.producer()
+    if producer is not None and is_onnx(producer, "Concat"):
+        if producer.attributes.get_int("axis", 0) not in (-1, len(table.shape) - 1):
+            return None
+        parts = [part for part in producer.inputs if part is not None]
+    numbers: list[np.ndarray] = []
+    for part in parts:
+        known = constant(part)
+        if known is None or known.ndim == 0:
+            return None
+        numbers += [known[..., i] for i in range(known.shape[-1])]
+    return numbers
 
 
 def _replace(

@@ -76,8 +76,6 @@ def _operands(run: Interpreter, node: ir.Node, inner: int | None) -> tuple[ax.Ax
     w = run.of(weight, partners)
     for axis in (*x[2:], *w[2:]):
         run.fix(axis, spatial)
-    if x[0]:
-        run.fix(x[0], f"the batch axis of {node.op_type} '{node.name}'")
     return x, w
 
 
