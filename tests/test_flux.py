@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from flux_support import name_julia, needs_julia
 from models import pretrained, zoo
@@ -135,6 +136,26 @@ DECODERS_OF_ONNXRUNTIME = """g (
     c = Transpose <perm = [0, 2, 1, 3]> (b)
     t = com.microsoft.RotaryEmbedding <interleaved = 1> (c, places, cos, sin)
 }"""
+
+
+REGIONS = """
+<ir_version: 8, opset_import: ["": 17]>
+agraph (float[2,3,9,11] x, float[n,5] rois) => (float[n,3,2,4] y, float[n,3,3,3] z)
+{
+    y = MaxRoiPool <pooled_shape = [2, 4], spatial_scale = 0.5> (x, rois)
+    z = MaxRoiPool <pooled_shape = [3, 3]> (x, rois)
+}
+"""
+
+
+def test_largest_of_regions():
+    random = np.random.default_rng(1)
+    corners = random.uniform(-4, 24, (40, 2))
+    extents = random.uniform(-2, 14, (40, 2))
+    images = random.integers(0, 2, (40, 1))
+    rois = np.concatenate([images, corners, corners + extents], 1).astype(np.float32)
+    x = random.standard_normal((2, 3, 9, 11)).astype(np.float32)
+    check_parity(onnx.parser.parse_model(REGIONS), {"x": x, "rois": rois})
 
 
 def test_decoders_of_operators_of_onnxruntime():

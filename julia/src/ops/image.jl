@@ -305,6 +305,58 @@ function ChainRulesCore.rrule(::typeof(regionspooled), x, regions, bins, maximal
     return regionspooled(x, regions, bins, maximal), back
 end
 
+# A gradient goes to `X` only, as with RoiAlign.
+@operator function MaxRoiPool(X, rois; pooled_shape, spatial_scale=1.0f0)
+    bins = Tuple(reverse(Int.(pooled_shape)))
+    places = ChainRulesCore.ignore_derivatives(() -> roimaxima(X, rois, bins, spatial_scale))
+    return takenorzero(X, places)
+end
+
+"""
+    roimaxima(x, rois, bins, scale)
+
+Where in `x` the maximum of each bin of each region lies (linear positions; 0 in an empty bin).
+
+Regions are columns (image, x₁, y₁, x₂, y₂), rounded to whole pixels that belong to them.
+Source: Girshick 2015, "Fast R-CNN", <https://arxiv.org/abs/1504.08083>, section 2.1.
+"""
+function roimaxima(x, rois, bins, scale)
+    places = zeros(Int, bins..., size(x, 3), size(rois, 2))
+    linear = LinearIndices(x)
+    for r in axes(rois, 2)
+        n = Int(rois[1, r]) + 1
+        ranges = ntuple(2) do k
+            first, last = (round(Int, rois[j, r] * scale, RoundNearestTiesAway) for j in (k + 1, k + 3))
+            extent = max(last - first + 1, 1)
+            map(1:bins[k]) do b
+                from = fld((b - 1) * extent, bins[k])
+                to = cld(b * extent, bins[k])
+                (clamp(first + from, 0, size(x, k)) + 1):clamp(first + to, 0, size(x, k))
+            end
+        end
+        for c in axes(x, 3), b in CartesianIndices(bins)
+            across, down = ranges[1][b[1]], ranges[2][b[2]]
+            (isempty(across) || isempty(down)) && continue
+            best = argmax(view(x, across, down, c, n))
+            places[b, c, r] = linear[across[best[1]], down[best[2]], c, n]
+        end
+    end
+    return places
+end
+
+takenorzero(x, places) = map(k -> k == 0 ? zero(eltype(x)) : x[k], places)
+
+function ChainRulesCore.rrule(::typeof(takenorzero), x, places)
+    function back(cotangent)
+        dy, dx = unthunk(cotangent), zero(x)
+        for (k, d) in zip(places, dy)
+            k == 0 || (dx[k] += d)
+        end
+        return NoTangent(), dx, NoTangent()
+    end
+    return takenorzero(x, places), back
+end
+
 @nondifferentiable function NonMaxSuppression(
     boxes, scores, max_output_boxes_per_class=nothing, iou_threshold=nothing,
     score_threshold=nothing;

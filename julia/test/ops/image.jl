@@ -31,6 +31,20 @@ end
     checkgradient(theta -> Operators.AffineGrid(theta, [2, 1, 2, 3]), randn(3, 2, 2))
 end
 
+@testset "MaxRoiPool" begin
+    x = reshape(1.0:64.0, 4, 4, 2, 2)
+    whole = [0.0; 0.0; 0.0; 3.0; 3.0;;]
+    @test Operators.MaxRoiPool(x, whole; pooled_shape=[1, 1]) == reshape([16.0, 32.0], 1, 1, 2, 1)
+    @test vec(Operators.MaxRoiPool(x, whole; pooled_shape=[2, 2])[:, :, 1, 1]) == [6, 8, 14, 16]
+    second = [1.0; 2.0; 0.0; 6.0; 2.0;;]
+    @test vec(Operators.MaxRoiPool(x, second; pooled_shape=[1, 2], spatial_scale=0.5)[:, :, 1, 1]) ==
+        [32 + 7, 32 + 8]
+    outside = [0.0; 9.0; 9.0; 10.0; 10.0;;]
+    @test all(iszero, Operators.MaxRoiPool(x, outside; pooled_shape=[2, 2]))
+    regions = [0.0 1.0; 0.0 1.0; 1.0 0.0; 3.0 2.0; 2.0 3.0]
+    checkgradient(x -> Operators.MaxRoiPool(x, regions; pooled_shape=[2, 3]), randn(4, 5, 2, 2))
+end
+
 @testset "RoiAlign" begin
     x = reshape(collect(0.0:15.0), 4, 4, 1, 1)
     region = [0.5; 0.5; 2.5; 2.5;;]
