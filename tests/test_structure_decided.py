@@ -211,6 +211,30 @@ def test_numbers_that_rest_on_decided_sizes_are_only_supposed() -> None:
     assert shapes.decided == {"total"}
 
 
+def test_sizes_begin_again_and_chains_of_arithmetic_end() -> None:
+    many = " ".join(
+        f"m{i} = Greater (flat, t{i}) n{i} = NonZero (m{i}) r{i} = Squeeze (n{i}, axis0)"
+        for i in range(30)
+    )
+    every = ", ".join(f"r{i}" for i in range(30))
+    long = " ".join(f"l{i + 1} = Add (l{i}, one)" for i in range(2000))
+    model = network(
+        f"""g (float[4, 6] x) => (y, int64[A] e) {{
+            {ROWS_OF_MASK} {many} all = Concat <axis = 0> ({every})
+            r = Gather (a, all) z = MatMul (r, w2) y = MatMul (z, w3)
+            counted = Cast <to = 7> (mask) l0 = ReduceSum <keepdims = 0> (counted) {long}
+            e = Range (zero, l2000, one)
+        }}""",
+        WEIGHTS,
+        {**NUMBERS, **{f"t{i}": np.float32(i / 100) for i in range(30)}},
+    )
+    structure = analyze(normalize(model))
+    assert sizes(structure) == [7, 8]
+    assert structure.supposed_sizes[:2] == (101, 103)
+    assert len(structure.supposed_sizes) == 31
+    assert set(structure.supposed_sizes) <= set(range(101, 200))
+
+
 def test_who_prunes_is_told_what_sizes_are_supposed(tmp_path: Path, capsys) -> None:
     model = decided(f"{ROWS_OF_MASK} r = Gather (a, rows) z = MatMul (r, w2)")
     path = tmp_path / "net.onnx"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -45,8 +44,13 @@ ADJUSTED = frozenset({"Add", "Sub", "Mul", "Div"})
 MOST_ELEMENTS = 65_536
 # The scales of a resize are floats that shapes follow from.
 _SCALES = 16
-# Tensors of sizes have no more elements than axes.
-_MOST_AXES = 16
+# Tensors of sizes have no more elements than axes, and are worked out in few steps.
+_MOST_AXES, _MOST_STEPS = 16, 100
+# What sizes are supposed to be, in turn: primes, which no widths are and no products of widths.
+_SUPPOSED = (
+    *(101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151),
+    *(157, 163, 167, 173, 179, 181, 191, 193, 197, 199),
+)
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 # Inputs whose numbers decide a size, where nothing else tells it.
 _DECIDING: dict[str, tuple[int, ...]] = {
@@ -67,7 +71,7 @@ class Shapes:
     """Shapes and shape arithmetic of a graph at its sample input shapes.
 
     Sizes that data decide (how many boxes are left, how long speech gets) are supposed to be primes
-    from 101 on, one for each such size: what no width is, and no product of widths.
+    from 101 to 199, each another one, until they begin again.
 
     Parameters
     ----------
@@ -91,7 +95,6 @@ class Shapes:
         self.supposed_sizes: list[int] = []
         # Values that are computed from what has a supposed size.
         self._behind: set[str] = set()
-        self._primes = _primes(101)
         # Nodes that do the same -> the shape of their output, where some of it is supposed.
         self._alike: dict[tuple[object, ...], Shape] = {}
         self._types: dict[str, int] = {}
@@ -225,11 +228,15 @@ class Shapes:
 
     def _suppose_size(self) -> int:
         """Return the next size that is supposed."""
-        self.supposed_sizes.append(next(self._primes))
-        return self.supposed_sizes[-1]
+        size = _SUPPOSED[len(self.supposed_sizes) % len(_SUPPOSED)]
+        self.supposed_sizes.append(size)
+        return size
 
-    def _suppose(self, value: ir.Value | None, versions: Mapping[str, int]) -> bool:
-        """Suppose numbers for a tensor of sizes; return whether it has some then."""
+    def _suppose(self, value: ir.Value | None, versions: Mapping[str, int], steps: int = 0) -> bool:
+        """Suppose numbers for a tensor of sizes; return whether it has some then.
+
+        `steps` says how many lie between it and the size.
+        """
         name = "" if value is None else value.name or ""
         if name in self.known:
             return True
@@ -238,7 +245,8 @@ class Shapes:
         if value is None or shape is None or kind not in _INTEGERS or math.prod(shape) > _MOST_AXES:
             return False
         node = value.producer()
-        if node is not None and node.domain == "" and self._suppose_inputs(node, versions):
+        arithmetic = node is not None and node.domain == "" and steps < _MOST_STEPS
+        if node is not None and arithmetic and self._suppose_inputs(node, versions, steps + 1):
             return True
         primes = [self._suppose_size() for _ in range(math.prod(shape))]
         self.known[name] = np.array(primes, kind.numpy()).reshape(shape)
@@ -247,7 +255,7 @@ class Shapes:
         self._behind.add(name)
         return True
 
-    def _suppose_inputs(self, node: ir.Node, versions: Mapping[str, int]) -> bool:
+    def _suppose_inputs(self, node: ir.Node, versions: Mapping[str, int], steps: int) -> bool:
         """Suppose what a node that moves or adds up numbers works on; return whether it can then.
 
         The axes and positions that it works with must be known.
@@ -258,7 +266,7 @@ class Shapes:
         for i, given in enumerate(node.inputs):
             if i not in moved and given is not None and given.name not in self.known:
                 return False
-        if not all(self._suppose(node.inputs[i], versions) for i in moved):
+        if not all(self._suppose(node.inputs[i], versions, steps) for i in moved):
             return False
         return self._compute(node, versions)
 
@@ -334,13 +342,6 @@ class Shapes:
                 sizes = proto.tensor_type.shape.dim
                 told = [d.dim_value if d.HasField("dim_value") else None for d in sizes]
                 self._suppose_dims(node, i, told)
-
-
-def _primes(start: int) -> Iterator[int]:
-    """Yield primes from an odd number on."""
-    for number in itertools.count(start, 2):
-        if all(number % divisor for divisor in range(3, math.isqrt(number) + 1, 2)):
-            yield number
 
 
 def _measures(node: ir.Node) -> bool:
