@@ -468,8 +468,13 @@ def split(b: Builder) -> None:
 
 
 def slices(b: Builder) -> None:
-    """Take channels between two, or every second of them, and perhaps a part of space."""
+    """Take channels between two, or every second, perhaps a part of space; or turn them round."""
     name, (channels, *rest) = b.pick(3)
+    if b.choose([False] * 5 + [True]):
+        bounds = [b.integers([n]) for n in (-1, -(2**63) + 1, b.choose([1, -3]), -1)]
+        (made,) = b.add("Slice", [name, *bounds])
+        b.note(made, channels, *rest)
+        return
     start = b.integer(0, channels - 1)
     end = b.integer(start + 1, channels)
     step = b.choose([1, 1, 1, 2])
@@ -1236,6 +1241,19 @@ def recurrent(b: Builder) -> None:
     b.note(made, directions * hidden, 1, width)
 
 
+def noise(b: Builder) -> None:
+    """Add random numbers, times zero."""
+    name, (channels, height, width) = b.pick(3)
+    if b.opset >= 22:
+        return  # onnxruntime has no such versions of them
+    operator = b.one_of("Bernoulli RandomNormalLike RandomUniformLike")
+    (bounded,) = b.add("Sigmoid", [name])
+    (drawn,) = b.add(operator, [bounded])
+    (nothing,) = b.add("Mul", [drawn, b.constant(np.zeros((), np.float32))])
+    (made,) = b.add("Add", [name, nothing])
+    b.note(made, channels, height, width)
+
+
 def filled(b: Builder) -> None:
     """What is filled by the shape of something else."""
     name, (channels, height, width) = b.pick(3)
@@ -1307,6 +1325,7 @@ IMAGE_LAYERS = (
     without_rule,
     scale,
     recurrent,
+    noise,
     filled,
 )
 

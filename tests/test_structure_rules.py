@@ -131,6 +131,9 @@ for operator in (
 for operator in "Acos Asin Atanh Log Sqrt Reciprocal".split():
     dense(operator, f"s = Sigmoid (a) z = {operator} (s)")
 dense("Acosh", "e = Exp (a) s = Add (e, one) z = Acosh (s)", [8], {"one": np.float32([1])})
+for operator in ("Bernoulli", "RandomNormalLike", "RandomUniformLike"):
+    drawn = f"p = Sigmoid (a) r = {operator} (p) nothing = Mul (r, zero) z = Add (a, nothing)"
+    dense(operator, drawn, [], {"zero": np.float32(0)}, inexact=[8])
 dense("Gelu", "z = Gelu (a)", opset=20)
 dense("Swish", "z = Swish (a)", opset=24)
 dense("Cast", f"t = Cast <to = 6> (a) {TO_FLOAT}")
@@ -875,11 +878,30 @@ dense(
     [3, 5],
     {"s": [0], "m": [3], "n": [3], "e": [8], "one": [1]},
 )
+for name, start, end, units in (
+    ("all", -1, -BIG, [8]),
+    ("all, from a number on", 7, -BIG, []),
+    ("all but the first", -1, -8, []),
+    ("all but the last", -2, -BIG, []),
+):
+    dense(
+        f"Slice backwards: {name}",
+        "z = Slice (a, s, e, one, step)",
+        units,
+        {"s": [start], "e": [end], "one": [1], "step": [-1]},
+        rows=8 if "but" not in name else 7,
+    )
 dense(
-    "Slice backwards",
-    "z = Slice (a, s, e, one, step)",
-    [],
+    "Slice backwards and added to what it was",
+    "t = Slice (a, s, e, one, step) z = Add (a, t)",
+    [4],
     {"s": [-1], "e": [-BIG], "one": [1], "step": [-1]},
+)
+dense(
+    "Slice backwards of a part, in one node",
+    "b3 = Unsqueeze (a, two) z3 = Slice (b3, s, e, axes, step) z = Squeeze (z3, two)",
+    [8],
+    {"s": [-1, 0], "e": [-BIG, 1], "axes": [1, 2], "step": [-1, 1], "two": [2]},
 )
 dense(
     "Slice of one alone keeps it",

@@ -174,11 +174,9 @@ class Interpreter:
             for axis in self.of(value):
                 self.fix(axis, why)
 
-    def inexact(self, axis: Axis, node: ir.Node) -> None:
-        """Mark units whose removal changes statistics that this node takes over them."""
-        self._mark(axis, self.why(f"{name(node)} takes statistics over it"))
-
-    def _mark(self, axis: Axis, reason: int) -> None:
+    def inexact(self, axis: Axis, node: ir.Node, why: str = "takes statistics over it") -> None:
+        """Mark units whose removal changes what this node makes of the others."""
+        reason = self.why(f"{name(node)} {why}")
         for factor in axis:
             if factor.labels is not None:
                 self.labels.mark_inexact(factor.labels, reason)

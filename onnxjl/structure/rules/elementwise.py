@@ -84,3 +84,12 @@ def quantization(run: Interpreter, node: ir.Node) -> None:
         at = position % len(axes)
         axes[at] = run.unite(axes[at], given[0], node)
     run.set(node.outputs[0], axes)
+
+
+@rule("Bernoulli", "RandomNormalLike", "RandomUniformLike")
+def drawn(run: Interpreter, node: ir.Node) -> None:
+    """Pass labels through; of fewer numbers each is another one."""
+    axes = run.of(node.inputs[0])
+    for axis in axes:
+        run.inexact(axis, node, "draws other numbers without it")
+    run.set(node.outputs[0], axes)

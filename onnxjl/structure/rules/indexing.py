@@ -59,6 +59,9 @@ def slice_(run: Interpreter, node: ir.Node) -> None:
         if vector is None:
             axes[along] = ax.part(axis, sizes[along])
             continue
+        if step == -1 and start == -1 and end <= -np.iinfo(np.int32).max:
+            axes[along] = ax.labelled(vector[::-1])  # turned round, however long
+            continue
         if step != 1:
             run.fix(axis, f"Slice '{node.name}' takes every {step}th")
             axes[along] = ax.labelled(vector[slice(start, _open(end), step)])
@@ -93,6 +96,8 @@ def slice_bounds(editor: Editor, node: ir.Node) -> None:
     assert value is not None
     assert starts is not None
     assert ends is not None
+    steps = node.inputs[4] if len(node.inputs) > 4 else None
+    turned = () if steps is None else np.flatnonzero(editor.array(steps) == -1)
     old_starts, old_ends = editor.old_array(starts), editor.old_array(ends)
     new_starts, new_ends = old_starts.copy(), old_ends.copy()
     axes = node.inputs[3] if len(node.inputs) > 3 else None
@@ -100,7 +105,7 @@ def slice_bounds(editor: Editor, node: ir.Node) -> None:
     chosen = range(len(old_starts)) if axes is None else editor.array(axes).reshape(-1).tolist()
     for i, along in enumerate(chosen):
         kept = editor.mask(value, int(along) % rank)
-        if kept is None:
+        if kept is None or i in turned:
             continue
         low, high = _resolve(int(old_starts[i]), int(old_ends[i]), len(kept))
         if old_starts[i] != 0:
