@@ -120,6 +120,20 @@ ROWS_OF_MASK = """
             z = MatMul (e, w2)""",
             [7, 8],
         ),
+        # Sizes of which PyTorch takes ones where they are −1, which none is.
+        (
+            f"""{FRAMES} a = MatMul (x, w) some = ReduceMax <keepdims = 1> (a, axis0)
+            rows = Unsqueeze (length, axis0) s = Shape (a) width = Gather (s, axis1)
+            asked = Concat <axis = 0> (rows, width) open = Equal (asked, minus)
+            shape = Where (open, one, asked) e = Expand (some, shape) z = MatMul (e, w2)""",
+            [7, 8],
+        ),
+        # Rows up to a decided number.
+        (
+            f"""{FRAMES} a = MatMul (x, w) end = Sub (length, three) most = Unsqueeze (end, axis0)
+            r = Slice (a, axis0, most, axis0) z = MatMul (r, w2)""",
+            [7, 8],
+        ),
         # Zeros like something else have its units.
         (
             f"""{ROWS_OF_MASK} r = Gather (a, rows) s = Shape (r) c = ConstantOfShape (s)
@@ -155,7 +169,8 @@ ROWS_OF_MASK = """
         ),
     ],
     ids=(
-        "rows,one mask,Compress,frames,width read,width written,zeros,convolution,parts,branch"
+        "rows,one mask,Compress,frames,width read,width written,expand,part,zeros,convolution,"
+        "parts,branch"
     ).split(","),
 )
 def test_what_is_behind_a_decided_size_is_pruned(middle: str, units: Sequence[int]) -> None:

@@ -258,16 +258,20 @@ class Shapes:
     def _suppose_inputs(self, node: ir.Node, versions: Mapping[str, int], steps: int) -> bool:
         """Suppose what a node that moves or adds up numbers works on; return whether it can then.
 
-        The axes and positions that it works with must be known.
+        The axes and positions that it works with must be known, or follow from what is supposed, as
+        where PyTorch takes ones instead of sizes that are −1.
         """
         if node.op_type not in MOVED and node.op_type not in ADJUSTED:
             return False
         moved = MOVED.get(node.op_type) or range(len(node.inputs))
-        for i, given in enumerate(node.inputs):
-            if i not in moved and given is not None and given.name not in self.known:
-                return False
         if not all(self._suppose(node.inputs[i], versions, steps) for i in moved):
             return False
+        for i, given in enumerate(node.inputs):
+            if i in moved or given is None or given.name in self.known:
+                continue
+            producer = given.producer()
+            if producer is None or not self._compute(producer, versions):
+                return False
         return self._compute(node, versions)
 
     def _suppose_dims(self, node: ir.Node, output: int, dims: Sequence[int | None]) -> None:
@@ -341,7 +345,19 @@ class Shapes:
             if proto.HasField("tensor_type") and proto.tensor_type.HasField("shape"):
                 sizes = proto.tensor_type.shape.dim
                 told = [d.dim_value if d.HasField("dim_value") else None for d in sizes]
-                self._suppose_dims(node, i, told)
+                self._suppose_dims(node, i, self._of_slice(node) or told)
+
+    def _of_slice(self, node: ir.Node) -> list[int | None] | None:
+        """Return the sizes that are left where a `Slice` has unknown bounds: ONNX tells none."""
+        if node.op_type != "Slice" or node.domain != "" or len(node.inputs) < 4:
+            return None
+        data, axes = (value.name if value else "" for value in (node.inputs[0], node.inputs[3]))
+        if data not in self.sizes or axes not in self.known:
+            return None
+        sizes: list[int | None] = [*self.sizes[data]]
+        for axis in self.known[axes].reshape(-1):
+            sizes[int(axis)] = None
+        return sizes
 
 
 def _measures(node: ir.Node) -> bool:

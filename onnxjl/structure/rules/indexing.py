@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl.structure import axes as ax
-from onnxjl.structure.rules import Unruled, edit, rule
+from onnxjl.structure.rules import edit, rule
 
 if TYPE_CHECKING:
     from onnxjl.structure.edits import Editor
@@ -42,15 +42,15 @@ def slice_(run: Interpreter, node: ir.Node) -> None:
     steps = run.known(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] else None
     unknown_steps = len(node.inputs) > 4 and node.inputs[4] is not None and steps is None
     if bounds is None or unknown_steps:
-        for i, axis in enumerate(axes):
-            if ax.has_labels(axis):
-                run.fix(axis, f"the bounds of Slice '{node.name}' aren't known")
-            if ax.size(axis) != sizes[i]:
+        given = node.inputs[3] if len(node.inputs) > 3 else None
+        told = run.known(given)
+        cut = range(len(axes)) if told is None else (told.reshape(-1) % len(axes)).tolist()
+        for i in cut:
+            run.fix(axes[i], f"the bounds of Slice '{node.name}' aren't known")
+            if ax.size(axes[i]) != sizes[i]:
                 axes[i] = ax.plain(sizes[i])
-        if all(ax.size(a) == s for a, s in zip(axes, sizes, strict=True)):
-            run.set(node.outputs[0], axes)
-            return
-        raise Unruled("its bounds aren't known")
+        run.set(node.outputs[0], axes)
+        return
     for i, along, start, end in bounds:
         axis = axes[along]
         step = 1 if steps is None else int(steps.reshape(-1)[i])
@@ -96,6 +96,8 @@ def slice_bounds(editor: Editor, node: ir.Node) -> None:
     assert value is not None
     assert starts is not None
     assert ends is not None
+    if not (editor.is_known(starts) and editor.is_known(ends)):
+        return  # what it cuts stays
     steps = node.inputs[4] if len(node.inputs) > 4 else None
     turned = () if steps is None else np.flatnonzero(editor.array(steps) == -1)
     old_starts, old_ends = editor.old_array(starts), editor.old_array(ends)
