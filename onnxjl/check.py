@@ -22,9 +22,11 @@ from onnxjl.comparison import Comparison, OutputComparison, compare_outputs
 from onnxjl.errors import CheckError, OnnxjlError
 from onnxjl.graph import Graph, node_name
 from onnxjl.serialize import skeleton, weights, write_tensor
-from onnxjl.session import open_session, run
+from onnxjl.session import fed, open_session, run
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from onnxjl.plan import Plan
 
 # Inputs (by position) of each contraction that a removed index is masked on. A bias is added
@@ -87,9 +89,11 @@ def compare(
         from onnxjl.load import load
 
         inputs = random_inputs(a if isinstance(a, Graph) else load(a), seed=seed)
-    first = _outputs(a, inputs)
-    second = _outputs(b, inputs)
-    return compare_outputs(first, second, inputs=inputs, tolerance=tolerance)
+    session = _session(a)
+    feeds = fed(session, inputs)
+    first = run(session, feeds)
+    del session
+    return compare_outputs(first, run(_session(b), feeds), inputs=feeds, tolerance=tolerance)
 
 
 def masked(source: Graph, plan: Plan) -> Graph:
@@ -232,12 +236,14 @@ class Checker:
         Raises
         ------
         CheckError : the file isn't what it should be, or the process broke down.
+        DataError : `inputs` aren't the graph's.
         """
-        from onnxjl.inputs import random_inputs
+        from onnxjl.inputs import given_inputs, random_inputs
 
         reference, mode = _reference(graph) if expected is None else (None, "equal")
+        given = given_inputs(graph.source or graph, inputs)
         try:
-            feeds = random_inputs(graph.source or graph, seed=0) if inputs is None else inputs
+            feeds = random_inputs(graph.source or graph, seed=0) if given is None else given
         except OnnxjlError as error:
             feeds, mode = {}, "checker"
             reason = str(error)
@@ -403,12 +409,12 @@ def _comparison(result: Mapping[str, Any]) -> Comparison:
     return Comparison(outputs, {name: tuple(shape) for name, shape in result["inputs"].items()})
 
 
-def _outputs(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _session(model: Any) -> InferenceSession:
     if not isinstance(model, Graph | str | os.PathLike | bytes):
         from onnxjl.load import load
 
         model = load(model)
-    return run(open_session(model), inputs)
+    return open_session(model)
 
 
 def _poisoned(

@@ -33,8 +33,8 @@ import onnx_ir as ir
 from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph
 from onnxjl.inputs import graph_inputs
+from onnxjl.session import TARGET
 
-TARGET = "target"
 BATCH_SIZE = 64
 
 # Bytes that any archive may unpack to, and times its own size; deflating makes at most 1032.

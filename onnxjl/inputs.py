@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxjl.errors import DataError
 from onnxjl.graph import Graph
 from onnxjl.proto import weightless
+from onnxjl.session import TARGET
 
 BATCH, SIZE, STEP, LARGEST = 1, 16, 32, 1024
 LONGEST, MOST_ELEMENTS = 1 << 20, 1 << 26
@@ -21,6 +22,29 @@ def graph_inputs(graph: Graph) -> list[ir.Value]:
     """The inputs that a caller must feed: not those that have an initializer as their default."""
     initializers = graph.model.graph.initializers
     return [value for value in graph.model.graph.inputs if value.name not in initializers]
+
+
+def given_inputs(
+    graph: Graph, inputs: Mapping[str, np.ndarray] | None
+) -> Mapping[str, np.ndarray] | None:
+    """The arrays for a graph's inputs, without labels, which data files may hold as well.
+
+    Raises
+    ------
+    DataError
+        An input is missing, or there is no such input.
+    """
+    if inputs is None:
+        return None
+    needed = [value.name for value in graph_inputs(graph)]
+    known = {value.name for value in graph.model.graph.inputs}
+    given = {n: array for n, array in inputs.items() if n in known or n != TARGET}
+    takes = f"the model takes {', '.join(repr(name) for name in needed) or 'none'}"
+    if missing := [name for name in needed if name not in given]:
+        raise DataError(f"input {missing[0]!r} is missing; {takes}")
+    if unknown := [name for name in given if name not in known]:
+        raise DataError(f"unknown input {unknown[0]!r}; {takes}")
+    return given
 
 
 def sample_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from onnxjl.depth import prune_blocks
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
 from onnxjl.graph import Graph
+from onnxjl.inputs import given_inputs
 from onnxjl.load import Source
 from onnxjl.normalize import normalize
 from onnxjl.optimal import check_solver
@@ -143,14 +144,15 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     if granularity == "block":
         _check_options_of_blocks(request, round_to, aggregation, normalization, allow_inexact)
         get_for_blocks(criterion)
+        graph = _graph(model)
         shorter = prune_blocks(
             model,
-            _graph(model),
+            graph,
             *next(iter(given.items())),
             criterion=criterion,
             ignore=ignore,
             data=data,
-            inputs=inputs,
+            inputs=given_inputs(graph, inputs),
             seed=seed,
         )
         return shorter if method is None else _recovered(shorter, method, calibration)
@@ -161,6 +163,7 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     if data is None and chosen.needs_data and not chosen.needs_gradient:
         data = calibration
     graph = _graph(model)
+    inputs = given_inputs(graph, inputs)
     structure = analyze(graph, granularity=granularity)
     offered, whole = offer(structure, allow_inexact=allow_inexact, ignore=ignore)
     if not offered:

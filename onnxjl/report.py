@@ -15,7 +15,7 @@ from onnxjl.data import TARGET, read
 from onnxjl.errors import DataError, ModelError, UsageError
 from onnxjl.evaluate import accuracy
 from onnxjl.graph import Graph
-from onnxjl.inputs import graph_inputs, random_inputs, sample_shapes
+from onnxjl.inputs import given_inputs, graph_inputs, random_inputs, sample_shapes
 from onnxjl.latency import measure_pair
 from onnxjl.printable import printable
 from onnxjl.save import Saved, input_files
@@ -268,7 +268,7 @@ def about_supposed_sizes(structure: Structure) -> list[str]:
 
 def _latency(source: Graph, saved: Saved, inputs: Mapping[str, np.ndarray] | None) -> Change | str:
     try:
-        feeds = random_inputs(source) if inputs is None else inputs
+        feeds = given_inputs(source, inputs) or random_inputs(source)
         before, after = measure_pair(source, saved.path, feeds)
     except (DataError, ModelError) as error:
         return f"latency was not measured: {error}"

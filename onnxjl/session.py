@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from onnxjl.graph import Graph
 
+TARGET = "target"
+"""What labels are called in data files, beside the inputs."""
+
 _SILENT = 4  # onnxruntime's level "fatal"
 
 
@@ -76,7 +79,7 @@ def run(
     Parameters
     ----------
     session : from `open_session`.
-    inputs : one array for each input, by name.
+    inputs : one array for each input, by name; labels, called "target", are passed over.
     outputs : names of the outputs to compute; None computes all.
 
     Returns
@@ -90,12 +93,7 @@ def run(
     """
     import onnxruntime
 
-    expected = {argument.name: argument for argument in session.get_inputs()}
-    defaults = {argument.name for argument in session.get_overridable_initializers()}
-    if missing := [name for name in expected if name not in inputs]:
-        raise DataError(f"input {missing[0]!r} is missing; the model takes {_listed(expected)}")
-    if unknown := [name for name in inputs if name not in expected and name not in defaults]:
-        raise DataError(f"unknown input {unknown[0]!r}; the model takes {_listed(expected)}")
+    feeds = fed(session, inputs)
     names = [argument.name for argument in session.get_outputs()]
     wanted = names if outputs is None else list(outputs)
     if unknown := [name for name in wanted if name not in names]:
@@ -103,14 +101,31 @@ def run(
     options = onnxruntime.RunOptions()
     options.log_severity_level = _SILENT
     try:
-        values = session.run(
-            wanted, {name: _feed(array) for name, array in inputs.items()}, options
-        )
+        values = session.run(wanted, {name: _feed(array) for name, array in feeds.items()}, options)
     except Exception as error:
         if type(error).__name__ == "InvalidArgument":
             raise DataError(f"the model refuses its inputs: {first_line(error)}") from error
         raise ModelError(f"onnxruntime can't run the model: {first_line(error)}") from error
     return dict(zip(wanted, values, strict=True))
+
+
+def fed(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The arrays that a session takes: all but labels.
+
+    Raises
+    ------
+    DataError : an input is missing, or there is no such input.
+    """
+    expected = {argument.name: argument for argument in session.get_inputs()}
+    known = {*expected, *(argument.name for argument in session.get_overridable_initializers())}
+    if missing := [name for name in expected if name not in inputs]:
+        raise DataError(f"input {missing[0]!r} is missing; the model takes {_listed(expected)}")
+    feeds = {name: array for name, array in inputs.items() if name in known or name != TARGET}
+    if unknown := [name for name in feeds if name not in known]:
+        raise DataError(f"unknown input {unknown[0]!r}; the model takes {_listed(expected)}")
+    return feeds
 
 
 def first_line(error: BaseException) -> str:

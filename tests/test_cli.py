@@ -288,6 +288,46 @@ def test_criteria_from_data_and_given_inputs_are_used(folder, run):
     assert (status, out.splitlines()[1]) == (0, "inputs: x 4×3×6×6")
 
 
+def test_labels_beside_given_inputs_are_passed_over(folder, run):
+    x = np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)
+    np.savez("labelled.npz", x=x, target=np.zeros(4, np.int64))
+    status, out, err = run(
+        "prune", "net.onnx", "-o", "s.onnx", "--macs", "0.5", "--inputs", "labelled.npz"
+    )
+    assert (status, err) == (0, "")
+    assert "check: equals the masked source in onnxruntime" in out
+    assert "1 thread, x 4×3×6×6" in out
+    for command in (
+        ["compare", "net.onnx", "s.onnx", "--tolerance", "1e9"],
+        ["normalize", "net.onnx", "-o", "n.onnx"],
+        ["report", "net.onnx", "s.onnx", "-o", "page.html"],
+        ["prune", "net.onnx", "-o", "t.onnx", "--latency", "0.99"],
+    ):
+        status, out, err = run(*command, "--inputs", "labelled.npz")
+        assert (status, err) == (0, "")
+        assert "target" not in out
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": 1}, "input 'x' is missing; the model takes 'x'"),
+        ({"x": 1, "z": 1}, "unknown input 'z'; the model takes 'x'"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [["prune", "--macs", "0.5"], ["prune", "--macs", "0.5", "--no-measure"], ["normalize"]],
+)
+def test_inputs_that_are_not_the_networks_are_refused(arrays, message, command, folder, run):
+    np.savez("wrong.npz", **{name: np.zeros((1, 3, 6, 6), np.float32) for name in arrays})
+    before = state(folder)
+    name, *options = command
+    status, _, err = run(name, "net.onnx", "-o", "s.onnx", *options, "--inputs", "wrong.npz")
+    assert (status, err) == (1, f"onnxjl: error: {message}\n")
+    assert state(folder) == before
+
+
 def test_sparsify_sets_weights_to_zero(folder, run):
     x = np.random.default_rng(0).standard_normal((8, 3, 6, 6)).astype(np.float32)
     np.savez("x.npz", x=x, target=np.zeros(8, np.int64))

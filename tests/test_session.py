@@ -65,6 +65,18 @@ def test_run_gives_the_outputs_asked_for(inputs):
         session.run(opened, inputs, ["z"])
 
 
+def test_labels_are_passed_over_where_they_are_no_input(inputs):
+    opened = session.open_session(load(small.convolutions()))
+    labelled = {**inputs, "target": np.zeros(1, np.int64)}
+    assert session.fed(opened, labelled).keys() == inputs.keys()
+    expected, found = session.run(opened, inputs)["y"], session.run(opened, labelled)["y"]
+    assert np.array_equal(expected, found)
+    renamed = small.convolutions()
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "target"
+    opened = session.open_session(load(renamed))
+    assert np.array_equal(session.run(opened, {"target": inputs["x"]})["y"], expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
