@@ -960,6 +960,37 @@ row(
 )
 image("Trilu", "t = Trilu (a) z = Relu (t)")
 dense("Trilu along units", "z = Trilu <upper = 0> (a)", [])
+for name, middle in (
+    (
+        "GatherElements of the first by computed indices",
+        "e = GatherElements <axis = 0> (table, i) z = Mul (e, twenty)",
+    ),
+    ("ScatterElements at computed places", "z = ScatterElements <axis = 1> (zeros, i, a)"),
+    (
+        "ScatterND at computed places",
+        """columns = Unsqueeze (i, two) shape = Shape (columns) rows = Expand (numbers, shape)
+        places = Concat <axis = 2> (rows, columns) z = ScatterND (zeros, places, a)""",
+    ),
+):
+    row(
+        name,
+        f"""g (float[2, 6] x) => (float[2, 3] y) {{
+            a = MatMul (x, w1)
+            s = Sigmoid (a)
+            f = Mul (s, twenty)
+            i = Cast <to = 7> (f)
+            {middle}
+            y = MatMul (z, w2)
+        }}""",
+        {"w1": (6, 8), "w2": (8 if "first" in name else 20, 3), "table": (20, 9)},
+        [],
+        {
+            "twenty": np.float32(20),
+            "two": [2],
+            "numbers": [[[0]], [[1]]],
+            "zeros": np.zeros((2, 20), np.float32),
+        },
+    )
 for along, units in (("1", [8]), ("2", []), ("-2", [8])):
     for operator, middle in (
         (

@@ -45,8 +45,9 @@ def gather_elements(run: Interpreter, node: ir.Node) -> None:
         if i == along:
             result.append(ax.plain(size) if indices is None else indices[i])
         elif size != ax.size(axis):
-            run.fix(axis, f"GatherElements '{node.name}' takes only the first {size}")
-            result.append(ax.plain(size) if indices is None else indices[i])
+            why = f"GatherElements '{node.name}' takes only the first {size}"
+            run.fix(axis, why)
+            result.append(ax.plain(size) if indices is None else run.fix(indices[i], why))
         else:
             result.append(axis if indices is None else run.unite(axis, indices[i], node))
     run.set(node.outputs[0], result)
@@ -63,15 +64,17 @@ def scatter_elements(run: Interpreter, node: ir.Node) -> None:
     result: list[Axis] = []
     for i, (axis, update) in enumerate(zip(axes, updates, strict=True)):
         goes = i != along and ax.size(axis) == ax.size(update)
+        if not goes:
+            why = f"ScatterElements '{node.name}' writes less without it"
+            for other in (update, *(indices[i : i + 1] if indices is not None else ())):
+                run.fix(other, why)
+            if i != along:
+                run.fix(axis, f"ScatterElements '{node.name}' writes only to the first of it")
+            result.append(axis)
+            continue
         # What can't shrink first: it marks the units that it meets.
-        written = run.unite(axis, update, node) if goes else update
-        if indices is not None:
-            written = run.unite(written, indices[i], node)
-        elif not goes:
-            run.fix(update, f"the table of ScatterElements '{node.name}' goes along it")
-        if not goes and i != along:
-            run.fix(axis, f"ScatterElements '{node.name}' writes only to the first of it")
-        result.append(written if goes else axis)
+        written = run.unite(axis, update, node)
+        result.append(written if indices is None else run.unite(written, indices[i], node))
     run.set(node.outputs[0], result)
 
 
@@ -127,8 +130,8 @@ def scatter_nd(run: Interpreter, node: ir.Node) -> None:
     updates = run.of(node.inputs[2], behind)
     for axis in axes[:named]:
         _looked_up(run, node, axis)
-    for update, index in zip(updates[:written], indices[:-1], strict=True):
-        run.unite(update, index, node)
+    for axis in (*updates[:written], *indices[:-1]):
+        run.fix(axis, f"ScatterND '{node.name}' writes less without it")
     run.fix(indices[-1], f"its numbers name places for ScatterND '{node.name}'")
     rest = [run.unite(a, b, node) for a, b in zip(axes[named:], updates[written:], strict=True)]
     run.set(node.outputs[0], [*axes[:named], *rest])
