@@ -629,14 +629,18 @@ class GatedResidual(nn.Module):
         self.inner = nn.ModuleList(
             nn.Conv1d(width, 2 * width, 3, padding=2**i, dilation=2**i) for i in range(layers)
         )
-        self.outer = nn.ModuleList(nn.Conv1d(width, 2 * width, 1) for _ in range(layers))
+        # The last one has nothing to hand on.
+        self.outer = nn.ModuleList(
+            nn.Conv1d(width, 2 * width if i < layers - 1 else width, 1) for i in range(layers)
+        )
 
     def forward(self, stream: Tensor) -> Tensor:
         total = torch.zeros_like(stream)
         for inner, outer in zip(self.inner, self.outer, strict=True):
             value, gate = inner(stream).split(self.width, dim=1)
-            onward, aside = outer(value.tanh() * gate.sigmoid()).split(self.width, dim=1)
-            stream, total = stream + onward, total + aside
+            *onward, aside = outer(value.tanh() * gate.sigmoid()).split(self.width, dim=1)
+            total = total + aside
+            stream = sum(onward, stream)
         return total
 
 
