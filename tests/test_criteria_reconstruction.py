@@ -68,9 +68,12 @@ Problem = tuple[np.ndarray, np.ndarray, float]
 
 
 def by_hand(problems: Sequence[Problem]) -> list[float]:
-    """Take out the unit that costs least, again and again, with a least-squares fit for each."""
+    """Take out the unit that costs least, again and again, with a least-squares fit for each.
+
+    A unit that costs less than one that went before it scores as much.
+    """
     units = problems[0][0].shape[1]
-    left, found, before = list(range(units)), [0.0] * units, 0.0
+    left, found, before, last = list(range(units)), [0.0] * units, 0.0, 0.0
     while left:
         totals = {}
         for unit in left:
@@ -80,7 +83,8 @@ def by_hand(problems: Sequence[Problem]) -> list[float]:
                 for rows, wanted, variance in problems
             )
         unit = min(totals, key=totals.__getitem__)
-        found[unit] = totals[unit] - before
+        last = max(last, totals[unit] - before)
+        found[unit] = last
         before = totals[unit]
         left.remove(unit)
     return found
