@@ -1601,7 +1601,8 @@ def check_network(name: str) -> None:
         for value in n.outputs
         if value.shape is None or any(dim == ir.SymbolicDim(None) for dim in value.shape)
     }
-    assert not unknown
+    # Behind sizes that data decide there are no others.
+    assert bool(unknown) == (zoo.network(name) in ("speaker", "two_stage"))
     assert normalize(ir.to_proto(graph.model)).fingerprint == graph.fingerprint
 
 
