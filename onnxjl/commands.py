@@ -56,6 +56,7 @@ from onnxjl.sparsity.report import make_report as make_sparsity_report
 from onnxjl.structure import analyze, layer_costs
 from onnxjl.structure import blocks as blocks_of
 from onnxjl.structure import groups as groups_of
+from onnxjl.structure.groups import Granularity
 
 FINETUNING = {
     "optimiser": "adamw",
@@ -171,7 +172,7 @@ def groups(options: Namespace) -> int:
                 "left whole",
                 indent(reasons(((w.layer, w.reason) for w in found.whole), width=98)),
             ]
-        lines += _assumed(graph)
+        lines += _assumed(graph, options.granularity)
         return "\n".join(lines)
 
     _print(options, facts, text)
@@ -722,10 +723,11 @@ def _dtype(dtype: ir.DataType | None) -> str:
     return "unknown" if dtype is None else dtype.name.lower()
 
 
-def _assumed(graph: Graph) -> list[str]:
+def _assumed(graph: Graph, granularity: Granularity = "channel") -> list[str]:
     shapes = assumed_shapes(graph)
     lines = [f"counted with {shapes_text(shapes)} (--shape gives others)"] if shapes else []
-    return [wrap(line) for line in (*lines, *about_supposed_sizes(analyze(graph)))]
+    structure = analyze(graph, granularity=granularity)  # found already, and remembered
+    return [wrap(line) for line in (*lines, *about_supposed_sizes(structure))]
 
 
 def _finite(number: float) -> float | None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxjl.errors import DataError
 from onnxjl.graph import Graph
 from onnxjl.proto import weightless
-from onnxjl.session import TARGET
+from onnxjl.session import chosen
 
 BATCH, SIZE, STEP, LARGEST = 1, 16, 32, 1024
 LONGEST, MOST_ELEMENTS = 1 << 20, 1 << 26
@@ -36,15 +36,9 @@ def given_inputs(
     """
     if inputs is None:
         return None
-    needed = [value.name for value in graph_inputs(graph)]
-    known = {value.name for value in graph.model.graph.inputs}
-    given = {n: array for n, array in inputs.items() if n in known or n != TARGET}
-    takes = f"the model takes {', '.join(repr(name) for name in needed) or 'none'}"
-    if missing := [name for name in needed if name not in given]:
-        raise DataError(f"input {missing[0]!r} is missing; {takes}")
-    if unknown := [name for name in given if name not in known]:
-        raise DataError(f"unknown input {unknown[0]!r}; {takes}")
-    return given
+    needed = [value.name or "" for value in graph_inputs(graph)]
+    every = [value.name or "" for value in graph.model.graph.inputs]
+    return chosen(inputs, needed, every, ", ".join(map(repr, needed)) or "none")
 
 
 def sample_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:

@@ -119,12 +119,31 @@ def fed(
     DataError : an input is missing, or there is no such input.
     """
     expected = {argument.name: argument for argument in session.get_inputs()}
-    known = {*expected, *(argument.name for argument in session.get_overridable_initializers())}
-    if missing := [name for name in expected if name not in inputs]:
-        raise DataError(f"input {missing[0]!r} is missing; the model takes {_listed(expected)}")
+    optional = [argument.name for argument in session.get_overridable_initializers()]
+    return chosen(inputs, list(expected), optional, _listed(expected))
+
+
+def chosen(
+    inputs: Mapping[str, np.ndarray], needed: Sequence[str], optional: Sequence[str], told: str
+) -> dict[str, np.ndarray]:
+    """The arrays of these names; labels are left out where they aren't one.
+
+    Parameters
+    ----------
+    inputs : what is given.
+    needed, optional : names that must, and that may be there.
+    told : what the model takes, in words.
+
+    Raises
+    ------
+    DataError : an input is missing, or there is no such input.
+    """
+    known = {*needed, *optional}
+    if missing := [name for name in needed if name not in inputs]:
+        raise DataError(f"input {missing[0]!r} is missing; the model takes {told}")
     feeds = {name: array for name, array in inputs.items() if name in known or name != TARGET}
     if unknown := [name for name in feeds if name not in known]:
-        raise DataError(f"unknown input {unknown[0]!r}; the model takes {_listed(expected)}")
+        raise DataError(f"unknown input {unknown[0]!r}; the model takes {told}")
     return feeds
 
 

@@ -23,7 +23,7 @@ WEIGHTS = {
     "w3": (7, 3),
     "wd": (6, 1),
     "k": (5, 8, 3),
-    "k2": (2, 5, 1),
+    "w5": (5, 7),
 }
 # How long speech gets, from what is said: one frame more for each positive number.
 FRAMES = """
@@ -43,7 +43,7 @@ NUMBERS: Mapping[str, object] = {
     "axis1": [1],
     "axis2": [2],
     "half": [4],
-    "many": [1000],
+    "minus": [-1],
 }
 
 
@@ -98,7 +98,7 @@ ROWS_OF_MASK = """
         (f"{ROWS_OF_MASK} r = Compress <axis = 0> (a, mask) z = MatMul (r, w2)", [7, 8]),
         # Frames: positions, and values spread over them.
         (
-            f"""{FRAMES} turned = Transpose (x) a = MatMul (x, w)
+            f"""{FRAMES} a = MatMul (x, w)
             f = Cast <to = 1> (frames) up = Unsqueeze (f, axis1)
             some = ReduceMax <keepdims = 1> (a, axis0) spread = Mul (up, some)
             z = MatMul (spread, w2)""",
@@ -174,9 +174,7 @@ ROWS_OF_MASK = """
     ).split(","),
 )
 def test_what_is_behind_a_decided_size_is_pruned(middle: str, units: Sequence[int]) -> None:
-    text = f"g (float[4, 6] x) => (y) {{ {middle} y = MatMul (z, w3) }}"
-    weights = {**WEIGHTS, "w5": (5, 7)}
-    assert proved(network(text, weights, {**NUMBERS, "minus": [-1]})) == units
+    assert proved(decided(middle)) == units
 
 
 def test_units_cut_at_a_decided_place_stay() -> None:

@@ -9,7 +9,6 @@ from onnxjl.normalize.surgery import (
     Names,
     add_initializer,
     constant,
-    is_constant,
     is_onnx,
     remove,
     substitute,
@@ -62,12 +61,11 @@ def _as_gather(graph: ir.Graph, names: Names, node: ir.Node) -> ir.Node | None:
 def _as_reshape(graph: ir.Graph, names: Names, node: ir.Node) -> None:
     """Write a `Gather` that takes every index of an axis once, in order, as a `Reshape`."""
     data, table = node.inputs
-    if data is None or data.shape is None or not is_constant(table):
+    taken = constant(table)
+    if data is None or data.shape is None or taken is None:
         return
     along = node.attributes.get_int("axis", 0) % len(data.shape)
     rest = [-1 if isinstance(d, ir.SymbolicDim) else d for d in data.shape[along + 1 :]]
-    taken = constant(table)
-    assert taken is not None
     whole = data.shape[along]
     if not isinstance(whole, int) or taken.ndim == 0 or rest.count(-1) > 1 or 0 in rest:
         return

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from onnxjl.structure.interpreter import Interpreter
 
 
-def _table(run: Interpreter, node: ir.Node) -> tuple[ir.Value, list[Axis] | None]:
-    """Return a node's table of indices, and its axes; None if it is a constant of its own.
+def _elements(run: Interpreter, node: ir.Node) -> tuple[ax.Axes, int, ir.Value, list[Axis] | None]:
+    """Return the axes of data, the one that stays for indices go along it, the table, and its axes.
 
-    Such a constant's axes are those of what it is looked up in: `index_table` rewrites it.
+    Those are None if it is a constant of its own: `index_table` cuts it as the data are cut.
     """
-    table = node.inputs[1]
+    axes, table = run.of(node.inputs[0]), node.inputs[1]
+    along = node.attributes.get_int("axis", 0) % len(axes)
+    _looked_up(run, node, axes[along])
     assert table is not None
     rewritable = table.is_initializer() and len(table.uses()) == 1
     if rewritable and run.known(table) is not None:
-        return table, None
-    return table, list(run.of(table))
+        return axes, along, table, None
+    return axes, along, table, list(run.of(table))
 
 
 def _looked_up(run: Interpreter, node: ir.Node, axis: Axis) -> None:
@@ -36,10 +38,7 @@ def _looked_up(run: Interpreter, node: ir.Node, axis: Axis) -> None:
 @rule("GatherElements")
 def gather_elements(run: Interpreter, node: ir.Node) -> None:
     """The axis that is looked up stays; along others the table goes with the data."""
-    axes = run.of(node.inputs[0])
-    along = node.attributes.get_int("axis", 0) % len(axes)
-    _looked_up(run, node, axes[along])
-    table, indices = _table(run, node)
+    axes, along, table, indices = _elements(run, node)
     result: list[Axis] = []
     for i, (axis, size) in enumerate(zip(axes, run.sizes(table), strict=True)):
         if i == along:
@@ -56,10 +55,7 @@ def gather_elements(run: Interpreter, node: ir.Node) -> None:
 @rule("ScatterElements")
 def scatter_elements(run: Interpreter, node: ir.Node) -> None:
     """The axis that is written to stays; along others table and updates go with the data."""
-    axes = run.of(node.inputs[0])
-    along = node.attributes.get_int("axis", 0) % len(axes)
-    _looked_up(run, node, axes[along])
-    _, indices = _table(run, node)
+    axes, along, _, indices = _elements(run, node)
     updates = run.of(node.inputs[2], {i: a for i, a in enumerate(axes) if i != along})
     result: list[Axis] = []
     for i, (axis, update) in enumerate(zip(axes, updates, strict=True)):
