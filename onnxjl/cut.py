@@ -111,6 +111,10 @@ class Cut(ir.TensorProtocol):
             yield self.numpy()
             return
         array, kept = whole.numpy(), self._kept
+        dtype = array.dtype
+        if not array.flags.aligned:
+            # NumPy would copy the whole weight first. Bytes that mean nothing lie anywhere.
+            array = array.view(f"V{array.itemsize}")
         count = self._sizes[0]
         step = max(1, _BLOCK // max(1, math.prod(array.shape[1:]) * array.itemsize))
         for start in range(0, count, step):
@@ -123,6 +127,6 @@ class Cut(ir.TensorProtocol):
             for axis, indices in kept.items():
                 if axis > 0:
                     block = block.take(indices, axis=axis)
-            yield block
+            yield block.view(dtype)
         del array  # A file that an array reads stays mapped, and open.
         unmap(whole)

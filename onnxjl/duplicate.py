@@ -59,7 +59,6 @@ def _graph(model: ir.Model, tensors: Tensors) -> ir.Graph:
                 node.domain,
                 node.op_type,
                 [None if value is None else copies[value] for value in node.inputs],
-                node.attributes.data.values(),
                 overload=node.overload,
                 outputs=outputs,
                 version=node.version,
@@ -68,6 +67,8 @@ def _graph(model: ir.Model, tensors: Tensors) -> ir.Graph:
                 metadata_props=dict(node.metadata_props) or None,
             )
         )
+        # Attributes without subgraphs belong to no node: their mapping would check each.
+        nodes[-1].attributes.data.update(node.attributes.data)
         if node.meta:
             nodes[-1].meta.update(node.meta)
     result = ir.Graph(

@@ -71,6 +71,18 @@ def test_what_is_left_is_what_numpy_takes(
     assert pickle.loads(pickle.dumps(left)).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
+def test_a_weight_that_lies_anywhere_in_a_file(dtype: ir.DataType) -> None:
+    array = tensor(6, 5, 4, dtype=dtype).numpy()
+    anywhere = np.frombuffer(b"." + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
+    assert not anywhere.flags.aligned
+    kept = {0: some(3, 6, 1), 1: some(2, 5, 2)}
+    left = Cut(ir.Tensor(anywhere, dtype=dtype, name="w"), kept, "w").numpy()
+    assert left.dtype == array.dtype
+    assert left.flags.aligned
+    assert left.tobytes() == array[np.ix_(*kept.values())].tobytes()
+
+
 @pytest.mark.parametrize("read_between", [False, True])
 def test_a_cut_of_a_cut(read_between: bool) -> None:
     whole = tensor(20, 12, 3)

@@ -272,11 +272,11 @@ def _totals(array: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
             np.copyto(block, part, casting="unsafe")
             if order == 2:
                 np.vecdot(block, block, out=leading[start : start + step])
-                np.multiply(block, block, out=block)
+                trailing += np.einsum("ij,ij->j", block, block)
             else:
                 np.abs(block, out=block)
                 fold.reduce(block, axis=1, out=leading[start : start + step])
-            fold(trailing, fold.reduce(block, axis=0), out=trailing)
+                fold(trailing, fold.reduce(block, axis=0), out=trailing)
     return leading.reshape(shape[:split]), trailing.reshape(shape[split:])
 
 

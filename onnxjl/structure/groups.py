@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -88,7 +89,7 @@ class Group:
     kind: Granularity
     size: int
     members: tuple[Member, ...]
-    activations: tuple[Activation, ...]
+    activations: Sequence[Activation]
     exact: bool
     reason: str | None
     layers: tuple[str, ...]
@@ -492,7 +493,7 @@ class _Builder:
     def _places_on(self, vectors: Sequence[NDArray[np.int64]]) -> Places:
         return Places(vectors, self.unit_at, self.group_of, self.widths)
 
-    def _indices(self, places: Places, axis: Axis) -> list[tuple[int, Indices]]:
+    def indices(self, places: Places, axis: Axis) -> list[tuple[int, Indices]]:
         """Return (group, (units, k) indices) for each group with units on an axis."""
         if len(axis) == 1:
             labels = axis[0].labels
@@ -504,20 +505,14 @@ class _Builder:
         number = len(self.starts)
         places = self._places_on(self.vectors)
         members: list[list[Member]] = [[] for _ in range(number)]
-        activations: list[list[Activation]] = [[] for _ in range(number)]
+        consumed = _Consumed(self, places)
         made_by: list[list[str]] = [[] for _ in range(number)]
         nodes: list[list[str]] = [[] for _ in range(number)]
         run = self.run
         for name in initializers(run.graph.model):
             for i, axis in enumerate(run.axes.get(name, ())):
-                for g, indices in self._indices(places, axis):
+                for g, indices in self.indices(places, axis):
                     members[g].append(Member(name, i, indices))
-        for product in run.products:
-            for value, i in product.consumed:
-                axes = run.axes.get(value.name or "")
-                if axes is not None and not value.is_initializer():
-                    for g, indices in self._indices(places, axes[i]):
-                        activations[g].append(Activation(value.name or "", i, indices))
         whole: list[Whole] = []
         for node in layers(self.run.graph):
             made = self._made_by(places, node)
@@ -544,7 +539,7 @@ class _Builder:
                     kind=_kind(int(self.kind[root])),
                     size=int(sizes[g]),
                     members=tuple(members[g]),
-                    activations=tuple(activations[g]),
+                    activations=_Activations(consumed, g),
                     exact=reason == 0,
                     reason=run.labels.reason_text(reason) or None,
                     layers=tuple(made_by[g]),
@@ -649,6 +644,44 @@ class _Builder:
                 timed = any(use.node.op_type in GATES and use.idx == 0 for use in value.uses())
                 return max(shape[1 if timed else 0], 1)
         return 1
+
+
+class _Consumed:
+    """Where contractions consume units: found when a criterion asks, which few do."""
+
+    def __init__(self, builder: _Builder, places: Places) -> None:
+        self._builder = builder
+        self._places = places
+
+    @cached_property
+    def by_group(self) -> list[list[Activation]]:
+        run = self._builder.run
+        found: list[list[Activation]] = [[] for _ in self._builder.starts]
+        for product in run.products:
+            for value, i in product.consumed:
+                axes = run.axes.get(value.name or "")
+                if axes is not None and not value.is_initializer():
+                    for g, indices in self._builder.indices(self._places, axes[i]):
+                        found[g].append(Activation(value.name or "", i, indices))
+        return found
+
+
+class _Activations(Sequence[Activation]):
+    """Those of one group."""
+
+    def __init__(self, consumed: _Consumed, group: int) -> None:
+        self._consumed = consumed
+        self._group = group
+
+    @overload
+    def __getitem__(self, index: int) -> Activation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Activation]: ...
+    def __getitem__(self, index: int | slice) -> Activation | Sequence[Activation]:
+        return self._consumed.by_group[self._group][index]
+
+    def __len__(self) -> int:
+        return len(self._consumed.by_group[self._group])
 
 
 # Those that hold quantized weights stay whole, and the report says so.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxjl.graph import FLOATING, Graph, initializers, subgraphs
+from onnxjl.graph import FLOATING, Graph, subgraphs
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.labels import MOST_OF_ONE, Kind, Labels, TooMany
@@ -53,8 +53,7 @@ class Interpreter:
         self.graph = graph
         self.shapes = shapes
         self.choices = choices
-        tensors = [value.const_value for value in initializers(graph.model).values()]
-        self.labels = Labels(sum(tensor.nbytes for tensor in tensors if tensor is not None))
+        self.labels = Labels(shapes.stored)
         self.axes: dict[str, Axes] = {}
         self.products: list[Product] = []
         self.head_votes: dict[str, int] = {}

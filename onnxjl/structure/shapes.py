@@ -85,9 +85,11 @@ class Shapes:
     supposed : names of those in `known` that supposed sizes, or shapes behind them, enter.
     decided : names of those in `supposed` that data decide.
     supposed_sizes : the sizes that are supposed.
+    stored : bytes of all weights.
     """
 
     def __init__(self, graph: Graph) -> None:
+        self.stored = 0
         self.sizes: dict[str, Shape] = {}
         self.known: dict[str, np.ndarray] = {}
         self.supposed: set[str] = set()
@@ -105,9 +107,13 @@ class Shapes:
             tensor = value.const_value
             if tensor is None:
                 continue
-            shape = self.sizes[name] = cast(Shape, tensor.shape.dims)
-            self._types[name] = int(tensor.dtype)
-            if _is_shape_constant(tensor.dtype, math.prod(shape)):
+            shape, dtype = cast(Shape, tensor.shape.dims), tensor.dtype
+            elements = math.prod(shape)
+            self.sizes[name] = shape
+            self._types[name] = int(dtype)
+            if dtype != ir.DataType.STRING:
+                self.stored += math.ceil(elements * dtype.itemsize)
+            if _is_shape_constant(dtype, elements):
                 self.known[name] = tensor.numpy()
         for value in model.graph.inputs:
             if value.name is not None and value.dtype is not None:
