@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxjl.errors import PlanError
+from onnxjl.graph import initializers
 from onnxjl.structure import axes as ax
 from onnxjl.structure.axes import Axis
 from onnxjl.structure.interpreter import Interpreter, name
@@ -102,7 +103,7 @@ class Editor:
     def new_sizes(self) -> dict[str, dict[int, int]]:
         """Return the axes that shrink of intermediate values, with their new sizes."""
         found: dict[str, dict[int, int]] = {}
-        weights = self._run.graph.model.graph.initializers
+        weights = initializers(self._run.graph.model)
         # Many values have the axes of another.
         by_axes: dict[int, dict[int, int]] = {}
         for key, axes in self._run.axes.items():

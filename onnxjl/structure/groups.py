@@ -452,7 +452,7 @@ class _Builder:
                 footprint, self.roots[np.concatenate(self.vectors)], np.repeat(codes, lengths)
             )
         weights = np.zeros(count, dtype=bool)
-        named = self.run.graph.model.graph.initializers
+        named = initializers(self.run.graph.model)
         of_weights = _label_arrays(self.run.axes.get(name, ()) for name in named)
         if of_weights:
             weights[self.roots[np.concatenate(of_weights)]] = True
