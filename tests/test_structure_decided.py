@@ -224,6 +224,22 @@ def test_numbers_that_rest_on_decided_sizes_are_only_supposed() -> None:
     assert shapes.decided == {"total"}
 
 
+def test_an_axis_that_data_choose_is_not_known() -> None:
+    # With the supposed length the maximum is over the axis of size 1: no unit would matter to it.
+    model = decided(
+        f"""{FRAMES} g = Cast <to = 1> (frames) many = Greater (length, half)
+        which = Where (many, axis1, axis2) a = MatMul (x, w) up = Unsqueeze (a, axis1)
+        largest = ReduceMax <keepdims = 1> (up, which) less = Sub (up, largest)
+        back = Squeeze (less, axis1) z = MatMul (back, w2)""",
+        "float[4, 3] y, float[F] g",
+    )
+    lengths = {len(run(model, inputs(model, seed=seed))["g"]) for seed in range(8)}
+    assert min(lengths) <= 4 < max(lengths)
+    assert Shapes(normalize(model)).known["which"] == [1]
+    assert reasons(model)["a"] == "ReduceMax 'largest': which axes it reduces isn't known"
+    assert sizes(analyze(normalize(model))) == [7]
+
+
 def test_sizes_begin_again_and_chains_of_arithmetic_end() -> None:
     many = " ".join(
         f"m{i} = Greater (flat, t{i}) n{i} = NonZero (m{i}) r{i} = Squeeze (n{i}, axis0)"
