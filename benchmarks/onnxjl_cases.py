@@ -4,7 +4,7 @@ Run as ``python onnxjl_cases.py CASE [ARGUMENTS]``:
 
 ``file MODEL OUTPUT``     load, normalize, groups, l2 at half the MACs, save without the check
 ``checked MODEL OUTPUT``  the same with the check
-``memory MODEL REPEATS``  the same steps in memory, without files, each the median of several runs
+``memory MODEL REPEATS``  the same steps in memory, without files: once, and several times
 ``nodes BLOCKS``          the analysis of a residual network of 5 × BLOCKS nodes
 ``channels WIDTH``        the analysis of ten residual blocks that are WIDTH channels wide inside
 ``macs MODEL``            multiply–accumulates and parameters of any file
@@ -45,17 +45,24 @@ def memory(model: str, repeats: str) -> None:
     """Without files: the source is bytes in memory, and nothing is written."""
     content = Path(model).read_bytes()
     run = Measurement()
-    count = int(repeats)
-    normal = run.repeat("load, normalize", lambda: normalize(content), count)
+    graph = run.step("load, normalize", lambda: normalize(content))
+    _once(run, graph)
 
     # A graph remembers its analysis: another one each time, and then the same one again.
     def another() -> tuple[Graph]:
         return (normalize(content),)
 
-    run.repeat("groups, l2, apply", _prune, count, prepare=another)
-    run.repeat("with reading", lambda graph: _read(_prune(graph)), count, prepare=another)
-    run.repeat("again", lambda: _read(_prune(normal)), count)
+    count = int(repeats)
+    run.repeat("load, normalize, repeated", another, count)
+    run.repeat("groups, l2, apply, repeated", _prune, count, prepare=another)
+    run.repeat("with reading, repeated", lambda graph: _read(_prune(graph)), count, prepare=another)
+    run.repeat("again, with reading", lambda: _read(_prune(graph)), count)
     run.report()
+
+
+def _once(run: Measurement, graph: Graph) -> None:
+    small = run.step("groups, l2, apply", lambda: _prune(graph))
+    run.step("reading", lambda: _read(small))
 
 
 def _prune(graph: Graph) -> Graph:

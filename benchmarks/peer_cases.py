@@ -61,10 +61,10 @@ def onnxsim(model: str, sparsity: str, repeats: str, output: str) -> None:
     proto = onnx.load(model)
     run = Measurement()
     count, share = int(repeats), float(sparsity)
-    small = run.repeat(
-        "python", lambda: onnxsim.apply_structured_pruning(proto, sparsity=share), count
-    )
-    run.repeat("c++", lambda: onnxsim.apply_structured_pruning_cpp(proto, sparsity=share), count)
+    prune, prune_native = onnxsim.apply_structured_pruning, onnxsim.apply_structured_pruning_cpp
+    small = run.step("python", lambda: prune(proto, sparsity=share))
+    run.repeat("python, repeated", lambda: prune(proto, sparsity=share), count)
+    run.repeat("c++, repeated", lambda: prune_native(proto, sparsity=share), count)
     run.facts = versions("onnxsim")
     run.report()
     onnx.save(small, output)
