@@ -251,8 +251,8 @@ def _prune(commands: Any) -> None:
         "or --calibrate also activation, apoz, hrank, reconstruction; with --engine flux also "
         "synflow, and with labelled --data taylor, fisher, obd, snip, grasp, hessian-trace; or a "
         "function of your own, FILE.py:NAME, or with --engine flux FILE.jl:NAME. Of blocks: "
-        "random, l2, bn-scale; with --data also relative-change, block-influence; or FILE.py:NAME "
-        "(default: l2)",
+        "random, l2, bn-scale; with --data also relative-change, block-influence; or a function of "
+        "your own (default: l2)",
     )
     choice.add_argument(
         "--scope",

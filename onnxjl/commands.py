@@ -408,11 +408,14 @@ def _criterion(options: Namespace, samples: Mapping[str, np.ndarray] | None) -> 
         raise UsageError("a criterion in Julia needs the engine in Julia: add --engine flux")
     chosen = function_of(options.criterion)
     labels = options.finetune is not None
-    if options.granularity == "block":
+    if is_julia(chosen):
+        # Without data it gets no gradients, and with data those of the loss.
+        labels = labels or (samples is not None and options.loss is None)
+    elif options.granularity == "block":
         of_blocks = get_for_blocks(chosen)
         if of_blocks.needs_data and samples is None:
             raise UsageError(f"criterion '{of_blocks.name}' needs inputs; give some with --data")
-    elif not is_julia(chosen):
+    else:
         criterion = criteria.get(chosen, gradients=flux)
         calibrated = options.calibrate is not None and not criterion.needs_gradient
         if criterion.needs_data and samples is None and not calibrated:

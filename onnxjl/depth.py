@@ -78,6 +78,7 @@ def prune_blocks(
     data: Any = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
     seed: int = 0,
+    loss: Any = None,
 ) -> Graph | FluxModel:
     """Take the least important blocks out until a budget is met; see `onnxjl.prune`.
 
@@ -86,8 +87,9 @@ def prune_blocks(
     model : what came.
     graph : its normalized graph.
     budget, fraction : of which cost is to be kept how much; of "amount", how many blocks go.
-    criterion : a name of `onnxjl.criteria.blocks`, or a function ``f(block, weights) -> score``.
-    ignore, data, inputs, seed : as for `onnxjl.prune`.
+    criterion : a name of `onnxjl.criteria.blocks`, one of these, or a function
+        ``f(block, weights) -> score``.
+    ignore, data, inputs, seed, loss : as for `onnxjl.prune`.
     """
     chosen_criterion = get_for_blocks(criterion)
     structure = analyze(graph)
@@ -95,7 +97,8 @@ def prune_blocks(
     if not len(found):
         reasons = "; ".join(f"{w.layer}: {w.reason}" for w in found.whole[:3])
         raise BudgetError(f"no block can be removed from this network ({reasons or 'no sums'})")
-    scores = score_blocks(BlockScoring(structure, found, data, seed), chosen_criterion)
+    flux = model if isinstance(model, FluxModel) else None
+    scores = score_blocks(BlockScoring(structure, found, data, seed, flux, loss), chosen_criterion)
     asked: dict[str, Any] = {
         budget: fraction,
         "criterion": chosen_criterion.name,

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxjl import handover, julia_environment
+from onnxjl.criteria.blocks import BlockCriterion, BlockScoring, BlockWeights
 from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import unknown
 from onnxjl.criteria.weights import GroupWeights
@@ -32,7 +33,7 @@ from onnxjl.losses import evaluate
 from onnxjl.masks import masked_names, record
 from onnxjl.normalize import normalize
 from onnxjl.plan import Plan, apply
-from onnxjl.structure import Group
+from onnxjl.structure import Block, Group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -751,30 +752,65 @@ def julia_criterion(function: Any) -> Callable[[Group, GroupWeights], np.ndarray
     function : a Julia function of an ``OnnxJL.Group``, that returns (units,) real numbers.
     """
 
-    with in_julia():
-        name = str(julia().Base.string(function))
+    name = _julia_name(function)
 
     def scores(group: Group, weights: GroupWeights) -> np.ndarray:
         measured = weights.scoring.data is not None
-        gradients = mean_gradient(weights.scoring) if measured else {}
-        tensors = {
-            tensor: (
-                np.asarray(array, order="C").T,
-                # What isn't trained, statistics say, has none.
-                gradients.get(tensor, np.zeros_like(array)).T if measured else None,
-            )
-            for tensor, array in weights.items()
-        }
+        tensors = _for_julia(weights, mean_gradient(weights.scoring) if measured else None)
         members = [(m.tensor, m.axis, m.indices.T) for m in group.members]
-        try:
-            with in_julia():
-                return np.array(julia().score(function, group, tensors, members))
-        except JuliaError as error:
-            place = f"criterion '{name}', group '{group.name}'"
-            raise JuliaError(f"{place}: {error}", error.failure) from error
+        with _own(f"criterion '{name}', group '{group.name}'"):
+            return np.array(julia().score(function, group, tensors, members))
 
     scores.__name__ = name
     return scores
+
+
+def julia_block_criterion(function: Any) -> BlockCriterion:
+    """Return a criterion of blocks written in Julia as one of Python's.
+
+    Parameters
+    ----------
+    function : a Julia function of an ``OnnxJL.Block``, that returns a real number.
+    """
+    name = _julia_name(function)
+
+    def score(block: Block, scoring: BlockScoring) -> float:
+        weights = BlockWeights(scoring.structure.graph, block)
+        real = {key: array for key, array in weights.items() if array.dtype.kind == "f"}
+        tensors = _for_julia(real, scoring.gradient)
+        with _own(f"criterion '{name}', block '{block.name}'"):
+            found: float = julia().scoreblock(function, block, tensors)
+            return found
+
+    return BlockCriterion(name, score)
+
+
+def _julia_name(function: Any) -> str:
+    with in_julia():
+        return str(julia().Base.string(function))
+
+
+def _for_julia(
+    weights: Mapping[str, np.ndarray], gradient: Mapping[str, np.ndarray] | None
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Weights and their gradients, which what isn't trained (statistics) has none of."""
+    return {
+        name: (
+            np.asarray(array, order="C").T,
+            None if gradient is None else gradient.get(name, np.zeros_like(array)).T,
+        )
+        for name, array in weights.items()
+    }
+
+
+@contextlib.contextmanager
+def _own(start: str) -> Iterator[None]:
+    """Run a function of the user's own in Julia; `start` begins the message where it fails."""
+    try:
+        with in_julia():
+            yield
+    except JuliaError as error:
+        raise JuliaError(f"{start}: {error}", error.failure) from error
 
 
 def is_julia(value: Any) -> bool:

@@ -15,7 +15,14 @@ from onnxjl.choice import choose
 from onnxjl.criteria.blocks import get_for_blocks
 from onnxjl.depth import prune_blocks
 from onnxjl.errors import BudgetError, UsageError
-from onnxjl.flux import FluxModel, is_julia, julia_criterion, pruned, to_flux
+from onnxjl.flux import (
+    FluxModel,
+    is_julia,
+    julia_block_criterion,
+    julia_criterion,
+    pruned,
+    to_flux,
+)
 from onnxjl.graph import Graph
 from onnxjl.inputs import given_inputs
 from onnxjl.load import Source
@@ -71,7 +78,8 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     latency : fraction of the latency in onnxruntime on this machine, on one thread, to keep; it is
         measured while units are chosen.
     criterion : name of a criterion, or a function ``f(group, weights) -> (units,) scores``, larger
-        is more important; for a Flux model also a Julia function of an ``OnnxJL.Group``.
+        is more important; for a Flux model also a Julia function of an ``OnnxJL.Group``, or with
+        granularity "block" of an ``OnnxJL.Block``.
     scope : "global" ranks the units of all groups together, "local" takes the same share of each,
         "isomorphic" ranks within groups of the same topology and takes the same share of each such
         class, "erk" keeps densities of an Erdős–Rényi kernel, "sensitivity" lets each group raise
@@ -143,17 +151,21 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
     flux = model if isinstance(model, FluxModel) else None
     if granularity == "block":
         _check_options_of_blocks(request, round_to, aggregation, normalization, allow_inexact)
-        get_for_blocks(criterion)
+        if flux is not None and is_julia(criterion):
+            of_blocks = julia_block_criterion(criterion)
+        else:
+            of_blocks = get_for_blocks(criterion)
         graph = _graph(model)
         shorter = prune_blocks(
             model,
             graph,
             *next(iter(given.items())),
-            criterion=criterion,
+            criterion=of_blocks,
             ignore=ignore,
             data=data,
             inputs=given_inputs(graph, inputs),
             seed=seed,
+            loss=loss,
         )
         return shorter if method is None else _recovered(shorter, method, calibration)
     if flux is not None and is_julia(criterion):

@@ -87,6 +87,32 @@ using OnnxJL: slice
         write(joinpath(results, "macs.json"), OnnxJL.plan(mine))
     end
 
+    @testset "blocks" begin
+        found = blocks(m)
+        @test [b.name for b in found] == ["layer$i.$j" for i in 1:3 for j in 0:1]
+        b = found[2]
+        @test sprint(show, b) == "Block(\"layer1.1\", convolution)"
+        @test contains(repr(MIME("text/plain"), b), "parameters\n  layer1.1.conv1\n  layer1.1.conv2")
+        @test b.weights["layer1.1.conv1.weight"][end:-1:1, end:-1:1, :, :] == m["layer1.1.conv1"].weight
+        @test b.gradients === nothing
+        @test found[3].projection !== nothing
+        Δ = only(Flux.gradient(m -> Flux.logitcrossentropy(m(x), onehot), m))
+        slopes = blocks(m; gradient=Δ, ignore=["layer1.0"])[1].gradients
+        @test size(slopes["layer1.1.conv1.weight"]) == size(b.weights["layer1.1.conv1.weight"])
+        @test all(name -> size(slopes[name]) == size(b.weights[name]), keys(b.weights))
+        @test sum(abs, slopes["layer1.1.conv1.weight"]) > 0
+        shallow = removeblocks(m, b, "layer3.*")
+        @test !haskey(shallow, "layer1.1.conv1") && !haskey(shallow, "layer3.0.conv1")
+        @test [b.name for b in blocks(shallow)] == ["layer1.0", "layer2.0", "layer2.1"]
+        @test_throws "UsageError: no block is called 'layer9'" removeblocks(m, "layer9")
+        small = prune(m; macs=0.7, granularity="block", criterion=b -> b.parameters)
+        @test length(blocks(small)) < 6
+        saliency(b) = sum(abs(sum(b.weights[k] .* b.gradients[k])) for k in keys(b.weights))
+        mine = prune(m; amount=0.5, granularity="block", criterion=saliency, data=(x, labels))
+        @test length(blocks(mine)) == 3
+        @test startswith(OnnxJL.save(shallow, joinpath(results, "shallow.onnx")), "equals")
+    end
+
     @testset "whole heads" begin
         attention = OnnxJL.load(transformer)
         heads = filter(g -> g.kind == "head", groups(attention; granularity="head"))

@@ -150,3 +150,23 @@ def test_criterion_and_loss_may_be_in_a_julia_file(run, few, tmp_path):
         assert status == 0, err
         losses.append(json.loads(out)["finetuning"]["epochs"][0]["loss"])
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)
+
+
+@needs_julia
+@one_julia
+def test_a_criterion_of_blocks_may_be_in_a_julia_file(run, few, tmp_path):
+    page = Path(__file__).parents[1].joinpath("docs", "criteria.md").read_text()
+    (told,) = re.findall(r"```julia\n(function influence\(block\).*?)```", page, re.DOTALL)
+    (tmp_path / "my.jl").write_text(told)
+    blocks = ("--engine", "flux", "--granularity", "block", "--criterion", "my.jl:influence")
+    chosen = []
+    for data in ((), ("--data", few)):
+        status, out, err = run(*blocks, *data, "--force", "--plan", "plan.json", "--json")
+        assert status == 0, err
+        assert json.loads(out)["check"]["status"] == "equal"
+        chosen.append(json.loads((tmp_path / "plan.json").read_text())["request"]["blocks"])
+    assert all(chosen)
+    assert chosen[0] != chosen[1]
+    np.savez("unlabelled.npz", image=np.load(few)["image"])
+    status, _, err = run(*blocks, "--data", "unlabelled.npz", "--force")
+    assert (status, "unlabelled.npz has no labels" in err) == (2, True)

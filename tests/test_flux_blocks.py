@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +77,77 @@ def test_attention_and_feed_forward_branches() -> None:
     np.testing.assert_allclose(small(feeds), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_criteria_of_blocks_are_no_julia_functions() -> None:
-    from juliacall import Main
+OWN = """
+largest(block) = maximum(weight -> maximum(abs, weight), values(block.weights))
 
+function saliency(block)
+    return sum(keys(block.weights)) do name
+        abs(sum(block.weights[name] .* block.gradients[name]))
+    end
+end
+
+unmeasured(block) = block.gradients === nothing ? block.parameters : error("there are gradients")
+broken(block) = error("no idea what $(block.name) is for")
+text(block) = "a lot"
+several(block) = [1.0, 2.0]
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("own") / "own.jl"
+    path.write_text(OWN)
+    return path
+
+
+def largest(block: onnxjl.structure.Block, weights: Mapping[str, np.ndarray]) -> float:
+    return float(max(np.abs(w).max() for w in weights.values() if w.dtype == np.float32))
+
+
+def test_a_julia_function_scores_blocks_as_pythons_does(own: Path) -> None:
     model = onnxjl.to_flux(DIGITS)
-    with pytest.raises(onnxjl.UsageError, match="a criterion of blocks is a name or a Python"):
-        onnxjl.prune(model, macs=0.7, granularity="block", criterion=Main.seval("length"))
+    theirs = onnxjl.flux.criterion_from(own, "largest")
+    small = onnxjl.prune(model, macs=0.6, granularity="block", criterion=theirs)
+    graph = onnxjl.prune(DIGITS, macs=0.6, granularity="block", criterion=largest)
+    assert small.plan.request["blocks"] == graph.plan.request["blocks"] != []
+    assert small.plan.request["criterion"] == "largest"
+    assert small.plan.kept == graph.plan.kept
+
+
+def test_a_julia_function_gets_gradients_where_there_are_data(own: Path) -> None:
+    x, target = images(32)
+    model = onnxjl.to_flux(DIGITS)
+    _, gradient = model.gradient("cross-entropy", x, target)
+
+    def saliency(block: onnxjl.structure.Block, weights: Mapping[str, np.ndarray]) -> float:
+        return sum(abs(float((w * gradient[k]).sum())) for k, w in weights.items() if k in gradient)
+
+    theirs = onnxjl.flux.criterion_from(own, "saliency")
+    small = onnxjl.prune(model, amount=0.5, granularity="block", criterion=theirs, data=(x, target))
+    graph = onnxjl.prune(DIGITS, amount=0.5, granularity="block", criterion=saliency)
+    assert small.plan.request["blocks"] == graph.plan.request["blocks"] != []
+    without = onnxjl.flux.criterion_from(own, "unmeasured")
+    small = onnxjl.prune(model, amount=0.5, granularity="block", criterion=without)
+    fewest = sorted(onnxjl.blocks(DIGITS), key=lambda block: block.params)[:3]
+    assert sorted(small.plan.request["blocks"]) == sorted(block.name for block in fewest)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("broken", "no idea what layer1.0 is for"),
+        ("text", 'ArgumentError: expected one real number, came "a lot"'),
+        ("several", "ArgumentError: expected one real number, came [1.0, 2.0]"),
+    ],
+)
+def test_a_julia_function_that_fails(own: Path, name: str, said: str) -> None:
+    theirs = onnxjl.flux.criterion_from(own, name)
+    message = re.escape(f"criterion '{name}', block 'layer1.0': {said}")
+    with pytest.raises(onnxjl.JuliaError, match=message):
+        onnxjl.prune(onnxjl.to_flux(DIGITS), macs=0.7, granularity="block", criterion=theirs)
+
+
+def test_a_julia_function_needs_a_flux_model(own: Path) -> None:
+    theirs = onnxjl.flux.criterion_from(own, "largest")
+    with pytest.raises(onnxjl.UsageError, match=r"of a Flux model .* it may be Julia's"):
+        onnxjl.prune(DIGITS, macs=0.7, granularity="block", criterion=theirs)

@@ -10,7 +10,7 @@ using Flux: Chain
 
 const TOPICS = [
     "Networks" => [:FluxGraph, :load, :save, :Chain, :gradients],
-    "Pruning" => [:groups, :Group, :Member, :slice, :prune, :plan, :Edits],
+    "Pruning" => [:groups, :Group, :Member, :slice, :prune, :blocks, :Block, :removeblocks, :plan, :Edits],
     "Masks" => [:mask!],
     "Networks as data" => [:Network, :Node, :network],
     "Layers of one's own" => [:trace, :tensor, :node],

@@ -1,6 +1,6 @@
 module OnnxJLPythonCallExt
 
-using OnnxJL: OnnxJL, Edits, FluxGraph, Group, Member, Network, Node, Pass, PythonError,
+using OnnxJL: OnnxJL, Block, Edits, FluxGraph, Group, Member, Network, Node, Pass, PythonError,
     UnsupportedOperator, mover, oncpu
 using PythonCall
 
@@ -205,10 +205,7 @@ end
 OnnxJL.namedarrays(arrays) = pydict(name => numpyarray(x) for (name, x) in arrays)
 
 function OnnxJL.score(criterion, group, tensors, members)
-    arrays = Dict(
-        pyconvert(String, tensor) => (weight=ownarray(weight), gradient=optionalarray(gradient))
-        for (tensor, (weight, gradient)) in Py(tensors).items()
-    )
+    arrays = weightsandgradients(tensors)
     parts = map(Py(members)) do member
         tensor, axis, indices = member
         key = pyconvert(String, tensor)
@@ -217,6 +214,21 @@ function OnnxJL.score(criterion, group, tensors, members)
     end
     return numpyarray(criterion(described(Py(group), parts)))
 end
+
+function OnnxJL.scoreblock(criterion, block, tensors)
+    arrays = weightsandgradients(tensors)
+    measured = all(x -> x.gradient !== nothing, values(arrays))
+    weights = Dict{String,AbstractArray}(name => x.weight for (name, x) in arrays)
+    gradients = Dict{String,AbstractArray}(name => x.gradient for (name, x) in arrays if measured)
+    found = criterion(described(Py(block), weights, measured ? gradients : nothing))
+    found isa Real || throw(ArgumentError("expected one real number, came $(repr(found))"))
+    return Float64(found)
+end
+
+weightsandgradients(tensors) = Dict(
+    pyconvert(String, tensor) => (weight=ownarray(weight), gradient=optionalarray(gradient))
+    for (tensor, (weight, gradient)) in Py(tensors).items()
+)
 
 optionalarray(x) = pyis(x, pybuiltins.None) ? nothing : ownarray(x)
 
@@ -356,6 +368,45 @@ function described(group::Py, members)
         members,
     )
 end
+
+function OnnxJL.blocks(graph::FluxGraph; gradient=nothing, options...)
+    translated() do
+        found = python().blocks(model(graph).to_graph(); givenoptions(options)...)
+        tensors = OnnxJL.network(oncpu(graph)).tensors
+        gradients = OnnxJL.gradients(graph, gradient)
+        return map(collect(found)) do block
+            names = filter(name -> eltype(tensors[name]) <: AbstractFloat, texts(pylist(block.weights)))
+            weights = Dict{String,AbstractArray}(name => tensors[name] for name in names)
+            slopes = gradient === nothing ? nothing : Dict{String,AbstractArray}(
+                name => get(() -> zero(weight), gradients, name) for (name, weight) in weights
+            )
+            described(block, weights, slopes)
+        end
+    end
+end
+
+"A block of Python's, with arrays of Julia's."
+function described(block::Py, weights, gradients)
+    projection = block.projection
+    return Block(
+        pyconvert(String, block.name),
+        pyconvert(String, block.kind),
+        texts(pylist(block.layers)),
+        pyis(projection, pybuiltins.None) ? nothing : pyconvert(String, projection),
+        pyconvert(Float64, block.macs),
+        pyconvert(Float64, block.params),
+        weights,
+        gradients,
+    )
+end
+
+function OnnxJL.removeblocks(graph::FluxGraph, blocks::Union{Block,AbstractString}...)
+    names = pylist(blockname(block) for block in blocks)
+    translated(() -> network(python().remove_blocks(model(graph), names)))
+end
+
+blockname(block::Block) = block.name
+blockname(name::AbstractString) = name
 
 OnnxJL.prune(graph::FluxGraph, edits::Edits, small::Py) =
     OnnxJL.prune(graph, edits; origin=Origin(small))

@@ -9,7 +9,8 @@ a model of Flux layers; [`groups`](@ref) says what of it can go, [`prune`](@ref)
 """
 module OnnxJL
 
-export FluxGraph, Network, Node, UnsupportedOperator, network, groups, prune, gradients, mask!
+export FluxGraph, Network, Node, UnsupportedOperator, network, groups, blocks, prune, removeblocks
+export gradients, mask!
 
 include("network.jl")
 include("operators.jl")

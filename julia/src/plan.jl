@@ -28,7 +28,8 @@ With PythonCall, and the Python package onnxjl, the edits can be found:
 A `plan` is JSON text, as [`plan`](@ref) gives it, the path of a file of it, or a plan of Python's.
 `keep` are numbers of units from 1, or a `Bool` for each, of one of the [`groups`](@ref), or of the
 group of that name. The options of the last are those of Python's `onnxjl.prune`, but that arrays
-have Julia's order of dimensions; a `criterion` may be a function of a [`Group`](@ref).
+have Julia's order of dimensions; a `criterion` may be a function of a [`Group`](@ref),
+or, with `granularity="block"`, of a [`Block`](@ref).
 """
 function prune(graph::FluxGraph, edits::Edits; origin=pruned(graph.program.origin, graph, edits))
     small = FluxGraph(prune(network(graph), edits); own=true, origin)

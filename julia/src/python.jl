@@ -34,6 +34,25 @@ What can be pruned together, as a vector of [`Group`](@ref). `gradient` is that 
 function groups end
 
 """
+    blocks(graph; ignore=[], gradient=nothing)
+
+The residual branches that can go as a whole, as a vector of [`Block`](@ref). `gradient` is that of
+the graph, as `Flux.gradient` gives it. [`removeblocks`](@ref) takes some out; `prune(graph;
+granularity="block", …)` chooses them. Needs PythonCall, and the Python package onnxjl.
+"""
+function blocks end
+
+"""
+    removeblocks(graph, blocks...) -> FluxGraph
+
+A copy without some [`blocks`](@ref), or those of these names; in names, `*` stands for anything. Where
+the network computes `x + f(x)`, the copy has `x`. Needs PythonCall, and the Python package onnxjl.
+
+    m2 = removeblocks(m, "layer2.1", "layer3.*")
+"""
+function removeblocks end
+
+"""
     plan(graph) -> String
 
 The plan that led to a pruned network, as JSON; `nothing` where it wasn't pruned. Needs PythonCall,
@@ -55,7 +74,7 @@ Base.showerror(io::IO, e::PythonError) = print(io, "onnxjl.", e.kind, ": ", e.te
 
 function __init__()
     Base.Experimental.register_error_hint(MethodError) do io, e, _, _
-        e.f in (load, save, groups, plan) && isempty(methods(e.f)) &&
+        e.f in (load, save, groups, blocks, removeblocks, plan) && isempty(methods(e.f)) &&
             print(io, "\nIt needs PythonCall: `using PythonCall`.")
     end
 end
@@ -235,11 +254,54 @@ Base.show(io::IO, member::Member) =
     print(io, member.tensor, ": ", summary(member.weight), ", dimension ", member.dim)
 
 """
+    Block
+
+A residual branch that can go as a whole: what [`blocks`](@ref) finds, and what a criterion of
+blocks written in Julia gets, `criterion(block) -> score`, one number, larger is more important.
+
+- `name`; `kind`: `"convolution"`, `"attention"` or `"mlp"`; `layers`: those with weights, as in
+  `graph[first(block.layers)]`.
+- `projection`: the layer on the way that skips the branch, or `nothing`.
+- `macs`, `parameters`: what its removal saves.
+- `weights`: those that only the branch uses, by name, as ONNX has them with their dimensions
+  reversed; `gradients`: theirs, `nothing` where no data were given, and zero for what isn't trained.
+"""
+struct Block
+    name::String
+    kind::String
+    layers::Vector{String}
+    projection::Union{String,Nothing}
+    macs::Float64
+    parameters::Float64
+    weights::Dict{String,AbstractArray}
+    gradients::Union{Dict{String,AbstractArray},Nothing}
+end
+
+Base.show(io::IO, block::Block) = print(io, "Block(", repr(block.name), ", ", block.kind, ")")
+
+function Base.show(io::IO, ::MIME"text/plain", block::Block)
+    get(io, :compact, false) && return show(io, block)
+    print(io, block, ": ", underscored(round(Int, block.macs)), " multiply–accumulates and ")
+    print(io, underscored(round(Int, block.parameters)), " parameters")
+    block.projection === nothing || print(io, ", skipped by ", block.projection)
+    for layer in block.layers
+        print(io, "\n  ", layer)
+    end
+end
+
+"""
     score(criterion, group, tensors, members)
 
 The scores that a function `criterion(group)` gives a group that Python describes.
 """
 function score end
+
+"""
+    scoreblock(criterion, block, tensors)
+
+The score that a function `criterion(block)` gives a block that Python describes.
+"""
+function scoreblock end
 
 "The modules of files that were run: they stay, as what their functions refer to does."
 const SPACES = Module[]
@@ -252,7 +314,7 @@ The function `name` of a Julia file, which is run in a module of its own.
 function criterion(path, name)
     space = Module(gensym(name))  # A module of the same name would take it.
     push!(SPACES, space)
-    Core.eval(space, :(using OnnxJL: OnnxJL, Group, Member, slice))
+    Core.eval(space, :(using OnnxJL: OnnxJL, Block, Group, Member, slice))
     Core.eval(space, :(include(path) = Base.include($space, path)))
     Base.include(space, path)
     isdefined(space, Symbol(name)) || throw(ArgumentError("$path defines no function '$name'"))

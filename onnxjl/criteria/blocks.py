@@ -2,7 +2,7 @@
 
 A criterion is a function ``f(block, scoring) -> score``; larger is more important. A function of
 the user's own is ``f(block, weights) -> score``, where `weights` maps the branch's weights to
-arrays.
+arrays, or, in Julia, ``f(block) -> score``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxjl import session
+from onnxjl.criteria.gradient import mean_gradient
 from onnxjl.criteria.registry import called, name_of, unknown
 from onnxjl.criteria.roles import role
+from onnxjl.criteria.weights import Scoring
 from onnxjl.data import batches
 from onnxjl.errors import DataError, UsageError
 from onnxjl.graph import Graph, node_name
@@ -28,6 +30,9 @@ from onnxjl.progress import progress
 from onnxjl.structure.blocks import Block
 from onnxjl.structure.groups import Structure, layers
 from onnxjl.structure.names import weight
+
+if TYPE_CHECKING:
+    from onnxjl.flux import FluxModel
 
 # Outputs of the probe, by the number of the block: sums over the features of each position.
 _PRODUCTS = ("skip·sum", "skip²", "sum²", "branch²")
@@ -43,17 +48,37 @@ class BlockScoring:
     blocks : all blocks that are scored.
     data : inputs for criteria that are measured; see `onnxjl.data`.
     seed : of random scores.
+    model : the same network as Flux layers, for criteria that look at gradients.
+    loss : whose gradients; see `FluxModel.gradient`. None is the cross-entropy.
     """
 
     structure: Structure
     blocks: Sequence[Block]
     data: Any = None
     seed: int = 0
+    model: FluxModel | None = None
+    loss: Any = None
 
     @cached_property
     def measured(self) -> Mapping[str, tuple[float, float]]:
         """Block's name -> mean relative change and mean influence, in one pass over the data."""
         return _measure(self)
+
+    @cached_property
+    def gradient(self) -> Mapping[str, np.ndarray] | None:
+        """The mean gradient over the data, by the name of the weight; None where none are given."""
+        if self.data is None:
+            return None
+        units = Scoring(
+            self.structure.graph,
+            (),
+            aggregation="mean",
+            data=self.data,
+            seed=self.seed,
+            model=self.model,
+            loss=self.loss,
+        )
+        return mean_gradient(units)
 
 
 @dataclass(frozen=True)
@@ -171,20 +196,23 @@ def get_for_blocks(criterion: Any) -> BlockCriterion:
 
     Parameters
     ----------
-    criterion : a name of `BLOCK_CRITERIA`, or any function ``f(block, weights) -> score``.
+    criterion : a name of `BLOCK_CRITERIA`, such a criterion, or any function
+        ``f(block, weights) -> score``.
 
     Raises
     ------
     UsageError : no criterion of blocks has that name, or it isn't a Python function.
     """
+    if isinstance(criterion, BlockCriterion):
+        return criterion
     if isinstance(criterion, str):
         if criterion not in BLOCK_CRITERIA:
             raise UsageError(unknown("criterion of blocks", criterion, BLOCK_CRITERIA))
         return BLOCK_CRITERIA[criterion]
     if not callable(criterion) or type(criterion).__module__.startswith("juliacall"):
         raise UsageError(
-            "a criterion of blocks is a name or a Python function f(block, weights) -> score, not "
-            f"{criterion!r}"
+            "a criterion of blocks is a name or a function f(block, weights) -> score; of a Flux "
+            f"model (onnxjl.to_flux) it may be Julia's f(block) -> score; not {criterion!r}"
         )
 
     def own(block: Block, scoring: BlockScoring) -> float:
