@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxjl import criteria, recovery
 from onnxjl.budget import AUTO, BUDGETS, Budget, Request
+from onnxjl.criteria.blocks import get_for_blocks
 from onnxjl.criteria.registry import unknown
 from onnxjl.errors import BudgetError, DataError, UsageError
 from onnxjl.evaluate import accuracy
@@ -33,7 +34,7 @@ from onnxjl.recovery import Recovery
 from onnxjl.regularization import GROWING, KINDS, Regularization
 from onnxjl.regularization import get as get_regularization
 from onnxjl.report import quantity, table
-from onnxjl.rounds import Original, Round, kept_units, rewound, round_of
+from onnxjl.rounds import Original, OriginalBlocks, Round, kept_units, rewound, round_of
 from onnxjl.rounds_folder import REGULARIZING, TRAINING, Folder, settled
 from onnxjl.save import save
 from onnxjl.schedule import Schedule
@@ -62,6 +63,8 @@ _COUNTED: tuple[Budget | Sparsity, ...] = ("amount", "macs", "params", "bytes", 
 # What an experiment says itself, and what would be measured anew in every run.
 _NOT_FOR_PRUNE = {"model", *BUDGETS, "amount_for", "criterion", "data", "inputs", "seed"}
 _NOT_FOR_PRUNE |= {"recover", "calibration", "pattern"}
+# Options of `prune` that blocks have as units do.
+_OF_BLOCKS = {"granularity", "ignore", "loss"}
 _TRAINING = inspect.signature(finetune).parameters
 _NOT_FOR_FINETUNE = {"model", "data", "checkpoint", "resume", "start_epoch", "after_epoch"}
 
@@ -83,7 +86,7 @@ class Experiment:
     criterion : as for `onnxjl.prune`, by default "l2", or for `sparsity` as for `onnxjl.sparsify`,
         "magnitude". Units, or weights, are scored anew in each round.
     pruning : further options of `onnxjl.prune`, such as ``scope`` or ``round_to``, or of
-        `onnxjl.sparsify`.
+        `onnxjl.sparsify`. With ``granularity`` "block" whole blocks go.
     schedule : "one-shot", "linear", "cubic" or "geometric", or a schedule of `onnxjl.schedule`.
     rounds : number of rounds.
     recover, calibration : recovery after each round, as for `onnxjl.prune`.
@@ -172,6 +175,9 @@ class Experiment:
                 "pruning: round_to='auto' is measured on this machine; an experiment that can be "
                 "run again needs a number"
             )
+        if self._of_blocks:
+            self._check_blocks()
+            return
         chosen = {
             k: self.pruning[k] for k in ("scope", "round_to", "min_units") if k in self.pruning
         }
@@ -184,6 +190,20 @@ class Experiment:
             )
         if not is_julia(self._criterion):
             criteria.get(self._criterion, gradients=self.engine == "flux")
+
+    @property
+    def _of_blocks(self) -> bool:
+        return self.sparsity is None and self.pruning.get("granularity") == "block"
+
+    def _check_blocks(self) -> None:
+        about_units = [] if self.regularize is None else ["regularize="]
+        about_units += [f"pruning: '{n}'" for n in self.pruning if n not in _OF_BLOCKS]
+        if about_units:
+            raise UsageError(
+                f"{about_units[0]} is about units: with granularity 'block' leave it out"
+            )
+        if not (self.engine == "flux" and is_julia(self._criterion)):
+            get_for_blocks(self._criterion)
 
     def _check_sparsity(self) -> None:
         sparsity_criteria.get(self._criterion, gradients=False)
@@ -546,8 +566,11 @@ class _Run:
             if folder is not None and done > 0:
                 graph = folder.network(done, self.source)
             assert graph is not None
-            original = None
-            if self.experiment.sparsity is None:
+            original: Original | OriginalBlocks | None = None
+            if self.experiment._of_blocks:
+                ignore = self.experiment.pruning.get("ignore", ())
+                original = OriginalBlocks.of(self.source, ignore=ignore)
+            elif self.experiment.sparsity is None:
                 original = Original.of(self.source, **self._said_of_groups())
             for number, fraction in enumerate(asked[len(rounds) :], start=len(rounds) + 1):
                 bar.step(f"round {number} of {len(asked)}")
@@ -606,7 +629,11 @@ class _Run:
         return history
 
     def _round(
-        self, original: Original | None, graph: Graph, number: int, fraction: float
+        self,
+        original: Original | OriginalBlocks | None,
+        graph: Graph,
+        number: int,
+        fraction: float,
     ) -> tuple[Graph, Round]:
         """Make one round; return its network, and what it did."""
         start = time.perf_counter()
@@ -653,7 +680,9 @@ class _Run:
             small = self.folder.network(number, whole) or small
         return small, finished
 
-    def _pruned(self, original: Original, graph: Graph, number: int, fraction: float) -> Graph:
+    def _pruned(
+        self, original: Original | OriginalBlocks, graph: Graph, number: int, fraction: float
+    ) -> Graph:
         """Remove what this round's budget wants."""
         budget, _ = self.experiment.budget
         assert budget != SPARSITY
@@ -666,6 +695,7 @@ class _Run:
             if options is None:
                 found = self._cut(graph, asked)
             elif (wanted := get_regularization(options["regularization"])).kind == GROWING:
+                assert isinstance(original, Original)
                 found = self._shrunk(original, graph, asked, number, wanted)
             else:
                 found = self._cut(self._regularized(graph, number, options), asked)
@@ -673,7 +703,12 @@ class _Run:
             raise BudgetError(f"round {number}: {error}") from error
         assert found.plan is not None
         # What was asked for is a fraction of the original, not of the round before.
-        request = {**found.plan.request, budget: fraction, "amount_for": {}, "round": number}
+        request = {**found.plan.request, budget: fraction, "round": number}
+        if isinstance(original, OriginalBlocks):
+            before = () if graph.plan is None else graph.plan.request.get("blocks", ())
+            request["blocks"] = [*before, *request["blocks"]]
+        else:
+            request["amount_for"] = {}
         # Plans refer to the original, also where a penalty changed weights before the first cut.
         plan = replace(found.plan, request=request, source_graph=self.source, fingerprint=None)
         return settled(replace(found, plan=plan, source=self.source))

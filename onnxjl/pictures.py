@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def sweep_figure(sweep: Sweep, x: str, y: str) -> Figure:
 
 
 def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
-    """Draw a heat map: groups down, amounts to the right, `y` as colour.
+    """Draw a heat map: groups down, amounts to the right, `y` as colour; bars for one amount.
 
     Parameters
     ----------
@@ -105,6 +106,8 @@ def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
         raise UsageError(f"nothing was measured in column '{y}'")
     groups = list(dict.fromkeys(frame["group"]))
     amounts = sorted(set(frame["amount"]))
+    if len(amounts) == 1:
+        return _bars(frame.set_index("group")[y].to_dict(), y, amounts[0], sensitivity.baseline)
     values = np.full((len(groups), len(amounts)), np.nan)
     for group, amount, value in zip(frame["group"], frame["amount"], frame[y], strict=True):
         values[groups.index(group), amounts.index(amount)] = value
@@ -118,6 +121,29 @@ def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
     bar.set_label(NAMES.get(y, y))
     if y in _PERCENT:
         bar.formatter = _percent()
+    return figure
+
+
+def _bars(values: Mapping[str, float], y: str, amount: float, baseline: float | None) -> Figure:
+    """Draw a bar for each group or block, in graph order from the top."""
+    figure = Picture(figsize=(6.4, 0.9 + 0.24 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(values))
+    axes.barh(places, list(values.values()), height=0.62, color="#3357c0")
+    labels = [shorten(name, _LABEL) for name in values]
+    axes.set_yticks(places, labels, fontsize=8, parse_math=False)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    # Blocks go as a whole, and groups never do.
+    alone = "this block" if amount == 1 else f"{amount:.0%} of this group's units"
+    axes.set_xlabel(f"{NAMES.get(y, y)} without {alone}")
+    if y in _PERCENT:
+        axes.xaxis.set_major_formatter(_percent())
+    if baseline is not None and y == "accuracy":
+        axes.axvline(baseline, color="0.4", linewidth=1, label="original")
+        figure.legend(loc="outside upper right", frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.2)
+    axes.set_axisbelow(True)
     return figure
 
 

@@ -15,6 +15,7 @@ from onnxjl.graph import Graph
 from onnxjl.history import History, history_of
 from onnxjl.plan import Plan, apply
 from onnxjl.sparsity.sparsify import mask
+from onnxjl.structure.blocks import find
 from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
 
 # Fractions are floats: what is above a limit by less than this is within it.
@@ -133,12 +134,7 @@ class Original:
             if scope == "local":
                 return self._of_each(graph.plan, offered, fraction)
             return self._amount(graph.plan, offered, fraction)
-        whole, left = (
-            float(getattr(each, budget).total(each.sizes)) for each in (self.structure, now)
-        )
-        return (
-            None if left <= fraction * whole * (1 + _SLACK) else {budget: fraction * whole / left}
-        )
+        return _of_cost(self.structure, now, budget, fraction)
 
     def _amount(
         self, plan: Plan, offered: Sequence[Group], fraction: float
@@ -174,6 +170,66 @@ class Original:
             if wanted < count:
                 amounts[alone(now.name)] = 1 - wanted / count
         return {"amount_for": amounts} if amounts else None
+
+
+@dataclass(frozen=True)
+class OriginalBlocks:
+    """The network that fractions refer to, where whole blocks go.
+
+    Parameters
+    ----------
+    structure : its structure.
+    count : number of its blocks that may go.
+    ignore : what says which these are; see `onnxjl.blocks`.
+    """
+
+    structure: Structure
+    count: int
+    ignore: Sequence[str]
+
+    @classmethod
+    def of(cls, graph: Graph, *, ignore: Sequence[str] = ()) -> OriginalBlocks:
+        """Analyze a graph.
+
+        Raises
+        ------
+        UsageError : a pattern matches nothing.
+        """
+        structure = analyze(graph)
+        return cls(structure, len(find(structure, ignore=ignore)), ignore)
+
+    def request(
+        self, graph: Graph, budget: Budget, fraction: float, scope: str
+    ) -> dict[str, Any] | None:
+        """Return what `prune` is to be asked of a network that came of this one.
+
+        Parameters
+        ----------
+        graph, budget, fraction : as for `Original.request`; an "amount" is one of blocks.
+        scope : doesn't apply.
+
+        Returns
+        -------
+        Arguments that say how much, or None where the budget holds already.
+
+        Raises
+        ------
+        BudgetError : there aren't that many blocks left.
+        """
+        now = analyze(graph)
+        if budget != "amount":
+            return _of_cost(self.structure, now, budget, fraction)
+        left = len(find(now, ignore=self.ignore))
+        surplus = left - self.count * (1 - fraction)
+        return None if surplus <= self.count * _SLACK else {"amount": surplus / left}
+
+
+def _of_cost(
+    before: Structure, now: Structure, budget: Budget, fraction: float
+) -> dict[str, Any] | None:
+    """Return a fraction of a cost of the original as one of what is left, if it isn't met."""
+    whole, left = (float(getattr(each, budget).total(each.sizes)) for each in (before, now))
+    return None if left <= fraction * whole * (1 + _SLACK) else {budget: fraction * whole / left}
 
 
 def kept_units(structure: Structure, plan: Plan) -> dict[str, NDArray[np.bool_]]:

@@ -32,7 +32,7 @@ from onnxjl.normalize import normalize
 from onnxjl.progress import Progress
 from onnxjl.prune import prune
 from onnxjl.serialize import write
-from onnxjl.structure import analyze
+from onnxjl.structure import Block, analyze, blocks
 from onnxjl.structure.groups import groups
 from onnxjl.widths import preferred_step
 
@@ -48,6 +48,9 @@ KEY = "key"
 
 ATTEMPTS = 3
 """How often workers may die without a run done in between."""
+
+AMOUNTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""What `sensitivity` removes of each group, if nothing is said."""
 
 SEVERAL = (
     "criterion",
@@ -153,7 +156,8 @@ class Sensitivity:
 
     Parameters
     ----------
-    frame : a row for each group and amount: ``group``, ``amount``, then as a `Sweep` has them.
+    frame : a row for each group and amount: ``group``, ``amount``, then as a `Sweep` has them. Of
+        blocks it is the block's name, and 1.
     baseline : the original's accuracy, or None.
     """
 
@@ -161,7 +165,7 @@ class Sensitivity:
     baseline: float | None = None
 
     def plot(self, y: str | None = None) -> Figure:
-        """Draw a heat map: groups down, amounts to the right, `y` as colour.
+        """Draw a heat map: groups down, amounts to the right, `y` as colour; bars for one amount.
 
         Parameters
         ----------
@@ -239,7 +243,7 @@ def sweep(
 
 def sensitivity(
     model: Source,
-    amounts: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    amounts: Sequence[float] | None = None,
     *,
     validate: Any = None,
     engine: str = "numpy",
@@ -248,13 +252,14 @@ def sensitivity(
     path: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Sensitivity:
-    """Prune each group alone, and measure what that does.
+    """Prune each group alone, or take each block out alone, and measure what that does.
 
     Parameters
     ----------
     model, validate, engine, executor, workers, path : as for `sweep`.
-    amounts : fractions of a group's units to remove, in (0, 1).
-    **options : of `prune`, the same for all; no budget.
+    amounts : fractions of a group's units to remove, in (0, 1); by default 0.1, 0.3, 0.5, 0.7, 0.9.
+    **options : of `prune`, the same for all; no budget. With ``granularity="block"`` each residual
+        branch goes, as a whole: there are no amounts, nor a criterion.
 
     Returns
     -------
@@ -262,22 +267,29 @@ def sensitivity(
 
     Raises
     ------
-    UsageError : a budget is given, an option is unknown, or a package is missing.
+    UsageError : a budget is given, an option is unknown or doesn't apply, or a package is missing.
     """
     need(EXTRA, "pandas", "pyarrow")
     _check(options)
+    by_blocks = options.get("granularity") == "block"
+    if by_blocks and (amounts is not None or "criterion" in options):
+        name = "amounts" if amounts is not None else "criterion"
+        raise UsageError(f"a block goes as a whole: leave {name} out")
     if given := [name for name in (*BUDGETS, "amount_for") if name in options]:
         raise UsageError(f"sensitivity takes amounts, not {given[0]}")
     _tell_apart(path, {"validate": validate, **_data(options)})
     setting = _Setting(model, normalize(model), engine, validate)
-    offered = groups(
-        setting.graph,
-        **{k: options[k] for k in ("granularity", "allow_inexact", "ignore") if k in options},
-    )
+    if by_blocks:
+        amounts = (1.0,)
+        names = [block.name for block in blocks(setting.graph, ignore=options.get("ignore", ()))]
+    else:
+        said = ("granularity", "allow_inexact", "ignore")
+        offered = groups(setting.graph, **{k: options[k] for k in said if k in options})
+        names = [group.name for group in offered]
     combinations = [
-        {"group": group.name, "amount": amount, **options}
-        for group in offered
-        for amount in amounts
+        {"group": name, "amount": amount, **options}
+        for name in names
+        for amount in (AMOUNTS if amounts is None else amounts)
     ]
     frame = _run(*setting.tasks(combinations, ("group", "amount")), executor, workers, path)
     return Sensitivity(frame, setting.baseline())
@@ -347,7 +359,10 @@ class _Setting:
         tasks, rows = {}, {}
         for options in combinations:
             asked = {name: _absolute(value) for name, value in options.items()}
-            if "group" in asked:
+            if "group" in asked and asked.get("granularity") == "block":
+                asked["only"] = asked.pop("group")
+                del asked["amount"]
+            elif "group" in asked:
                 asked["amount_for"] = {alone(asked.pop("group")): asked.pop("amount")}
             identity = {name: _identity(value) for name, value in asked.items()}
             key = _hash([*common, identity])
@@ -518,22 +533,31 @@ def _measure(task: Task) -> dict[str, Any]:
         from onnxjl.flux import to_flux
 
         source = to_flux(graph)
-    pruned = prune(source, **task.options)
+    options = dict(task.options)
+    if (name := options.pop("only", None)) is not None:
+        found = blocks(graph, ignore=options.get("ignore", ()))
+        options |= {"amount": 1 / len(found), "criterion": partial(_all_but, name)}
+    pruned = prune(source, **options)
     small: Graph = pruned if isinstance(pruned, Graph) else pruned.to_graph()
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "macs_kept": small.macs / graph.macs,
         "params_kept": small.params / graph.params,
     }
     inputs = random_inputs(graph)
-    found["output_error"] = output_error(
+    row["output_error"] = output_error(
         graph, small, inputs if task.validate is None else task.validate
     )
     if task.validate is not None:
-        found["accuracy"] = accuracy(small, task.validate)
+        row["accuracy"] = accuracy(small, task.validate)
     if task.latency:
         original, smaller = measure_pair(graph, small, inputs)
-        found["latency_kept"] = smaller.median_ms / original.median_ms
-    return found
+        row["latency_kept"] = smaller.median_ms / original.median_ms
+    return row
+
+
+def _all_but(name: str, block: Block, weights: Mapping[str, np.ndarray]) -> float:
+    """A criterion by which one block goes first."""
+    return float(block.name != name)
 
 
 @lru_cache(maxsize=2)

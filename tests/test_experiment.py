@@ -329,6 +329,68 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+BLOCKS = {"pruning": {"granularity": "block"}, "schedule": "linear", "rounds": 3}
+
+
+def test_blocks_go_in_rounds_as_by_hand(tmp_path, few, inputs):
+    asked = Experiment(
+        model=NETWORK,
+        macs=0.4,
+        criterion="block-influence",
+        recover="refit",
+        calibration=inputs,
+        validate=few,
+        **BLOCKS,
+    )
+    found = asked.run(tmp_path / "rounds")
+    graph = onnxjl.normalize(onnxjl.load(NETWORK))
+    small = graph
+    for each in found.rounds:
+        assert each.macs_kept <= each.asked
+        if small.macs > each.asked * graph.macs:
+            small = onnxjl.prune(
+                small,
+                macs=each.asked * graph.macs / small.macs,
+                criterion="block-influence",
+                granularity="block",
+                data=inputs,
+                calibration=inputs,
+            )
+        assert each.macs_kept == small.macs / graph.macs
+        assert each.accuracy == onnxjl.accuracy(small, few)
+    gone = found.plan.request["blocks"]
+    assert len(gone) >= 3
+    before, after = ({b.name for b in onnxjl.blocks(g)} for g in (graph, found.model))
+    assert before - after == set(gone)
+    # The plan alone removes the same from the original.
+    assert onnxjl.apply(graph, found.plan).params == found.model.params
+    assert same(asked.run(tmp_path / "rounds").model, found.model)
+    assert same(found.model, small)
+
+
+def test_an_amount_of_blocks_is_one_of_the_originals():
+    found = Experiment(model=NETWORK, amount=0.5, criterion="random", seed=3, **BLOCKS).run()
+    assert [each.asked for each in found.rounds] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert len(onnxjl.blocks(found.model)) == 3
+    assert len(found.plan.request["blocks"]) == 3
+    # What a pattern names stays in every round.
+    kept = {"granularity": "block", "ignore": ["layer1.*", "layer2.*"]}
+    found = Experiment(model=NETWORK, amount=1 - 1e-9, pruning=kept).run()
+    assert found.plan.request["blocks"] == ["layer3.0", "layer3.1"]
+
+
+def test_a_function_of_ones_own_scores_blocks_anew_in_each_round():
+    seen = []
+
+    def fewest(block, weights):
+        seen.append(block.name)
+        return block.params
+
+    found = Experiment(model=NETWORK, amount=0.5, criterion=fewest, **BLOCKS).run()
+    assert [seen.count(f"layer3.{i}") for i in (0, 1)] == [3, 3]
+    assert sorted(found.plan.request["blocks"]) == ["layer1.0", "layer1.1", "layer2.0"]
+
+
 def test_a_folder_changes_nothing_and_a_finished_one_is_only_read(tmp_path, few, inputs):
     experiment = Experiment(**options(few, inputs))
     inside, outside = experiment.run(tmp_path / "rounds"), experiment.run()
@@ -599,6 +661,23 @@ def test_data_that_cannot_be_told_apart(tmp_path, few):
                 "rounds": 2,
             },
             "an amount with scope 'isomorphic' is none of the original's after the first round",
+        ),
+        (
+            {"pruning": {"granularity": "block", "scope": "local"}},
+            "pruning: 'scope' is about units: with granularity 'block' leave it out",
+        ),
+        (
+            {
+                "pruning": {"granularity": "block"},
+                "regularize": {"regularization": "bn-scale"},
+                "engine": "flux",
+                "data": 1,
+            },
+            "regularize= is about units",
+        ),
+        (
+            {"pruning": {"granularity": "block"}, "criterion": "lamp"},
+            "no criterion of blocks 'lamp'",
         ),
         ({"recover": "refit"}, "recovery by 'refit' needs inputs"),
         ({"recover": "heal", "calibration": 1}, "no recovery 'heal'"),

@@ -151,3 +151,29 @@ def test_a_julia_function_needs_a_flux_model(own: Path) -> None:
     theirs = onnxjl.flux.criterion_from(own, "largest")
     with pytest.raises(onnxjl.UsageError, match=r"of a Flux model .* it may be Julia's"):
         onnxjl.prune(DIGITS, macs=0.7, granularity="block", criterion=theirs)
+
+
+def test_blocks_go_in_rounds_with_training_by_a_julia_function(own: Path) -> None:
+    x, target = images(64)
+    found = onnxjl.Experiment(
+        model=DIGITS,
+        amount=0.5,
+        criterion=onnxjl.flux.criterion_from(own, "saliency"),
+        pruning={"granularity": "block"},
+        schedule="linear",
+        rounds=2,
+        data=(x, target),
+        finetune={"epochs": 1, "lr": 1e-3, "batch_size": 32},
+        engine="flux",
+    ).run()
+    gone = found.plan.request["blocks"]
+    assert len(gone) == 3
+    assert len(onnxjl.blocks(found.model)) == 3
+    model = onnxjl.to_flux(DIGITS)
+    theirs = onnxjl.flux.criterion_from(own, "saliency")
+    options = {"granularity": "block", "criterion": theirs, "data": (x, target)}
+    first = onnxjl.prune(model, amount=0.25, **options)
+    assert gone[: len(first.plan.request["blocks"])] == first.plan.request["blocks"]
+    first.finetune((x, target), epochs=1, lr=1e-3, batch_size=32, seed=0)
+    second = onnxjl.prune(first, amount=0.25, **options)
+    assert gone[2:] == second.plan.request["blocks"]

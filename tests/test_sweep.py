@@ -250,6 +250,35 @@ def test_each_group_is_pruned_alone(threads, few):
     assert row["accuracy"] == accuracy(small, few)
 
 
+def test_each_block_goes_alone(threads, few):
+    options = {"granularity": "block", "ignore": ["layer3.*"], "executor": threads}
+    found = onnxjl.sensitivity(NETWORK, validate=few, **options)
+    names = [f"layer{i}.{j}" for i in (1, 2) for j in (0, 1)]
+    assert found.frame["group"].tolist() == names
+    assert set(found.frame["amount"]) == {1.0}
+    assert not found.frame["error"].any()
+    for _, row in found.frame.iterrows():
+        small = onnxjl.remove_blocks(NETWORK, [row["group"]])
+        assert row["accuracy"] == accuracy(small, few)
+        assert row["macs_kept"] == small.macs / onnxjl.load(NETWORK).macs
+    images = {"image": few["image"]}
+    refitted = onnxjl.sensitivity(NETWORK, validate=few, calibration=images, **options)
+    assert refitted.frame["accuracy"].mean() > found.frame["accuracy"].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"amounts": (0.5,)}, "a block goes as a whole: leave amounts out"),
+        ({"criterion": "l2"}, "a block goes as a whole: leave criterion out"),
+        ({"macs": 0.5}, "sensitivity takes amounts, not macs"),
+    ],
+)
+def test_what_blocks_that_go_alone_do_not_have(options, message):
+    with pytest.raises(UsageError, match=message):
+        onnxjl.sensitivity(NETWORK, granularity="block", **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -479,6 +508,19 @@ def test_a_sweep_is_drawn_against_latency():
         "l2": [[0.6, 0.85]],  # where it was measured
         "Pareto front": [[0.6, 0.85], [0.9, 0.9]],
     }
+
+
+def test_one_amount_and_blocks_are_drawn_as_bars():
+    found = Sensitivity(frame(group=["a", "b"], amount=[1.0, 1.0], accuracy=[0.9, 0.7]), 0.95)
+    (axes,) = found.plot().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [bar.get_width() for bar in axes.patches] == [0.9, 0.7]
+    assert axes.get_xlabel() == "accuracy without this block"
+    assert axes.lines[0].get_xdata() == [0.95, 0.95]
+    found = Sensitivity(frame(group=["a", "b"], amount=[0.5, 0.5], output_error=[0.1, 0.2]))
+    (axes,) = found.plot("output_error").axes
+    assert axes.get_xlabel() == "output error (relative L2) without 50% of this group's units"
+    assert not axes.lines
 
 
 def test_a_sensitivity_is_drawn():
