@@ -129,7 +129,8 @@ def _bars(values: Mapping[str, float], y: str, amount: float, baseline: float | 
     figure = Picture(figsize=(6.4, 0.9 + 0.24 * len(values)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(values))
-    axes.barh(places, list(values.values()), height=0.62, color="#3357c0")
+    bars = axes.barh(places, list(values.values()), height=0.62, color="#3357c0")
+    axes.bar_label(bars, fmt="{:.1%}" if y in _PERCENT else "{:.3g}", fontsize=7, padding=3)
     labels = [shorten(name, _LABEL) for name in values]
     axes.set_yticks(places, labels, fontsize=8, parse_math=False)
     axes.set_ylim(len(values) - 0.4, -0.6)

@@ -515,6 +515,7 @@ def test_one_amount_and_blocks_are_drawn_as_bars():
     (axes,) = found.plot().axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert [bar.get_width() for bar in axes.patches] == [0.9, 0.7]
+    assert [text.get_text() for text in axes.texts] == ["90.0%", "70.0%"]
     assert axes.get_xlabel() == "accuracy without this block"
     assert axes.lines[0].get_xdata() == [0.95, 0.95]
     found = Sensitivity(frame(group=["a", "b"], amount=[0.5, 0.5], output_error=[0.1, 0.2]))
