@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from models import zoo
 from onnx import helper, numpy_helper
 from small_networks import convolutions
 from text_networks import network, split_in_two
@@ -481,3 +482,18 @@ def test_numbers_cast_to_strings_stay_numbers() -> None:
     proto.graph.node.append(helper.make_node("Cast", ["numbers"], ["said"], to=to))
     proto.graph.output.append(helper.make_tensor_value_info("said", to, [3]))
     assert [group.size for group in groups(proto)] == [8, 4]
+
+
+def test_groups_do_not_hold_the_network_and_can_be_sent() -> None:
+    graph = normalize(zoo.load("densenet121.ts17"))
+    found = groups(graph)
+    model = weakref.ref(graph.model)
+    del graph
+    gc.collect()
+    assert model() is None
+    sent = pickle.loads(pickle.dumps(found))
+    assert len(sent) == len(found)
+    for ours, theirs in zip(found, sent, strict=True):
+        assert len(ours.activations) == len(theirs.activations) > 0
+        for a, b in zip(ours.activations, theirs.activations, strict=True):
+            assert (a.value, a.axis, a.indices.tolist()) == (b.value, b.axis, b.indices.tolist())

@@ -26,7 +26,7 @@ from onnxjl.structure.axes import Axes, Axis
 from onnxjl.structure.cost import Cost, Size
 from onnxjl.structure.edits import Editor
 from onnxjl.structure.interpreter import Interpreter
-from onnxjl.structure.labels import MOST, Kind
+from onnxjl.structure.labels import MOST, Kind, LabelArray
 from onnxjl.structure.names import check_patterns, layer_names, node_name, weight
 from onnxjl.structure.places import Indices, Places
 from onnxjl.structure.rules.recurrent import GATES
@@ -493,7 +493,7 @@ class _Builder:
     def _places_on(self, vectors: Sequence[NDArray[np.int64]]) -> Places:
         return Places(vectors, self.unit_at, self.group_of, self.widths)
 
-    def indices(self, places: Places, axis: Axis) -> list[tuple[int, Indices]]:
+    def _indices(self, places: Places, axis: Axis) -> list[tuple[int, Indices]]:
         """Return (group, (units, k) indices) for each group with units on an axis."""
         if len(axis) == 1:
             labels = axis[0].labels
@@ -505,14 +505,23 @@ class _Builder:
         number = len(self.starts)
         places = self._places_on(self.vectors)
         members: list[list[Member]] = [[] for _ in range(number)]
-        consumed = _Consumed(self, places)
+        consumed = _Consumed(number)
         made_by: list[list[str]] = [[] for _ in range(number)]
         nodes: list[list[str]] = [[] for _ in range(number)]
         run = self.run
         for name in initializers(run.graph.model):
             for i, axis in enumerate(run.axes.get(name, ())):
-                for g, indices in self.indices(places, axis):
+                for g, indices in self._indices(places, axis):
                     members[g].append(Member(name, i, indices))
+        for product in run.products:
+            for value, i in product.consumed:
+                axes = run.axes.get(value.name or "")
+                if axes is None or value.is_initializer():
+                    continue
+                vector = ax.expand(run.labels, axes[i])
+                if vector is not None:
+                    known = places if len(axes[i]) == 1 else self._places_on([vector])
+                    consumed.add(value.name or "", i, vector, known)
         whole: list[Whole] = []
         for node in layers(self.run.graph):
             made = self._made_by(places, node)
@@ -647,23 +656,26 @@ class _Builder:
 
 
 class _Consumed:
-    """Where contractions consume units: found when a criterion asks, which few do."""
+    """Where contractions consume units: told when a criterion asks, which few do.
 
-    def __init__(self, builder: _Builder, places: Places) -> None:
-        self._builder = builder
-        self._places = places
+    It refers to labels alone: who keeps a group doesn't keep the network.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+        self._found: list[tuple[str, int, LabelArray, Places]] = []
+
+    def add(self, value: str, axis: int, vector: LabelArray, places: Places) -> None:
+        """Note an axis of an activation that is summed over."""
+        self._found.append((value, axis, vector, places))
 
     @cached_property
-    def by_group(self) -> list[list[Activation]]:
-        run = self._builder.run
-        found: list[list[Activation]] = [[] for _ in self._builder.starts]
-        for product in run.products:
-            for value, i in product.consumed:
-                axes = run.axes.get(value.name or "")
-                if axes is not None and not value.is_initializer():
-                    for g, indices in self._builder.indices(self._places, axes[i]):
-                        found[g].append(Activation(value.name or "", i, indices))
-        return found
+    def by_group(self) -> list[tuple[Activation, ...]]:
+        told: list[list[Activation]] = [[] for _ in range(self._groups)]
+        for value, axis, vector, places in self._found:
+            for g, indices in places.of(vector):
+                told[g].append(Activation(value, axis, indices))
+        return [tuple(each) for each in told]
 
 
 class _Activations(Sequence[Activation]):
@@ -676,12 +688,15 @@ class _Activations(Sequence[Activation]):
     @overload
     def __getitem__(self, index: int) -> Activation: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Activation]: ...
-    def __getitem__(self, index: int | slice) -> Activation | Sequence[Activation]:
+    def __getitem__(self, index: slice) -> tuple[Activation, ...]: ...
+    def __getitem__(self, index: int | slice) -> Activation | tuple[Activation, ...]:
         return self._consumed.by_group[self._group][index]
 
     def __len__(self) -> int:
         return len(self._consumed.by_group[self._group])
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Activation, ...]]]:
+        return tuple, (self[:],)
 
 
 # Those that hold quantized weights stay whole, and the report says so.
