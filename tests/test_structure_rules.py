@@ -570,6 +570,7 @@ row(
 for name, numbers, keys, cached, head, head_dim in (
     ("with three axes", "q_num_heads = 3, kv_num_heads = 3", 24, False, [3], [8, 8]),
     ("with scale", "q_num_heads = 3, kv_num_heads = 3, scale = 0.3", 24, False, [3], [8, 8]),
+    ("with a soft cap", "q_num_heads = 3, kv_num_heads = 3, softcap = 0.5", 24, False, [3], [8, 8]),
     ("whose heads share keys", "q_num_heads = 6, kv_num_heads = 2", 8, False, [2], [4, 4]),
     ("to earlier steps", "q_num_heads = 6, kv_num_heads = 2", 8, True, [3], []),
     ("whose head stays", "q_num_heads = 1, kv_num_heads = 1", 24, False, [], [24, 24]),

@@ -32,8 +32,8 @@ def attention(run: Interpreter, node: ir.Node) -> None:
     q, k, v = (run.of(value) for value in given[:3])
     if not len(q) == len(k) == len(v) or len(q) not in (3, 4):
         raise Unruled("query, key and value without three or four axes each")
-    if any(o.name for o in node.outputs[3:]) or _softcap(node):
-        raise Unruled("scores as an output, or a soft cap")
+    if any(o.name for o in node.outputs[3:]):
+        raise Unruled("scores as an output")
     where = f"Attention '{node.name}'"
     for axes in (q, k, v):
         run.fix(axes[-2], f"the sequence of {where}")
@@ -135,11 +135,6 @@ def _fix_mask(
     sizes = run.sizes(value)
     if len(sizes) > 2 and sizes[-3] > 1:
         run.fix(heads, f"the {kind} of {where} differs by head")
-
-
-def _softcap(node: ir.Node) -> float:
-    attribute = node.attributes.get("softcap")
-    return 0.0 if attribute is None else attribute.as_float()
 
 
 @edit("Attention")
