@@ -211,10 +211,6 @@ class OriginalBlocks:
         Returns
         -------
         Arguments that say how much, or None where the budget holds already.
-
-        Raises
-        ------
-        BudgetError : there aren't that many blocks left.
         """
         now = analyze(graph)
         if budget != "amount":
