@@ -148,24 +148,34 @@ def _once_row(title: str, each: dict[str, Any]) -> list[str]:
     steps, peer = each["memory"]["steps"], each.get("onnxsim")
     before, prune = steps["load, normalize"], steps["groups, l2, apply"]
     read = prune + steps["reading"]
-    if peer is None:
-        return [title, _time(prune), _time(read), "", "", "", _time(before), "", ""]
-    simple = peer["steps"]["python"]
-    ratios = [f"{own / simple:.2f}" for own in (prune, read, before)]
-    times = [_time(prune), _time(read), _time(simple), *ratios[:2], _time(before), ratios[2]]
-    return [title, *times, _share(peer)]
+    return [
+        title,
+        _time(prune),
+        _time(read),
+        _peer_time(peer, "python"),
+        _ratio(prune, peer, "python"),
+        _ratio(read, peer, "python"),
+        _time(before),
+        _ratio(before, peer, "python"),
+        "" if peer is None else _share(peer),
+    ]
 
 
 def _repeated_row(title: str, each: dict[str, Any]) -> list[str]:
     steps, peer = each["memory"]["steps"], each.get("onnxsim")
-    own = ("groups, l2, apply, repeated", "with reading, repeated", "again, with reading")
     row = [title]
-    for step in own:
-        row.append(_time(steps[step]))
-        row.append("" if peer is None else f"{steps[step] / peer['steps']['python, repeated']:.2f}")
-    for step in ("python, repeated", "c++, repeated"):
-        row.append("" if peer is None else _time(peer["steps"][step]))
+    for step in ("groups, l2, apply, repeated", "with reading, repeated", "again, with reading"):
+        row += [_time(steps[step]), _ratio(steps[step], peer, "python, repeated")]
+    row += [_peer_time(peer, "python, repeated"), _peer_time(peer, "c++, repeated")]
     return [*row, _time(steps["load, normalize, repeated"])]
+
+
+def _peer_time(peer: dict[str, Any] | None, step: str) -> str:
+    return "" if peer is None else _time(peer["steps"][step])
+
+
+def _ratio(own: float, peer: dict[str, Any] | None, step: str) -> str:
+    return "" if peer is None else f"{own / peer['steps'][step]:.2f}"
 
 
 def _growth(results: dict[str, Any]) -> list[str]:

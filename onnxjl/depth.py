@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxjl.budget import Budget
-from onnxjl.criteria.blocks import BlockScoring, get_for_blocks, score_blocks
+from onnxjl.criteria.blocks import BlockCriterion, BlockScoring, score_blocks
 from onnxjl.errors import BudgetError, UsageError
 from onnxjl.flux import FluxModel, pruned
 from onnxjl.graph import Graph
@@ -73,7 +73,7 @@ def prune_blocks(
     budget: Budget,
     fraction: float,
     *,
-    criterion: Any = "l2",
+    criterion: BlockCriterion,
     ignore: Sequence[str] = (),
     data: Any = None,
     inputs: Mapping[str, NDArray[Any]] | None = None,
@@ -87,21 +87,19 @@ def prune_blocks(
     model : what came.
     graph : its normalized graph.
     budget, fraction : of which cost is to be kept how much; of "amount", how many blocks go.
-    criterion : a name of `onnxjl.criteria.blocks`, one of these, or a function
-        ``f(block, weights) -> score``.
+    criterion : of blocks.
     ignore, data, inputs, seed, loss : as for `onnxjl.prune`.
     """
-    chosen_criterion = get_for_blocks(criterion)
     structure = analyze(graph)
     found = find(structure, ignore=ignore)
     if not len(found):
         reasons = "; ".join(f"{w.layer}: {w.reason}" for w in found.whole[:3])
         raise BudgetError(f"no block can be removed from this network ({reasons or 'no sums'})")
     flux = model if isinstance(model, FluxModel) else None
-    scores = score_blocks(BlockScoring(structure, found, data, seed, flux, loss), chosen_criterion)
+    scores = score_blocks(BlockScoring(structure, found, data, seed, flux, loss), criterion)
     asked: dict[str, Any] = {
         budget: fraction,
-        "criterion": chosen_criterion.name,
+        "criterion": criterion.name,
         "ignore": list(ignore),
         "granularity": "block",
         "seed": seed,

@@ -29,7 +29,7 @@ from onnxjl.normalize import normalize
 from onnxjl.plan import Plan
 from onnxjl.progress import Progress
 from onnxjl.provenance import holds_function, record_of_data, record_of_option, versions
-from onnxjl.prune import keep, prune
+from onnxjl.prune import ABOUT_UNITS, keep, prune
 from onnxjl.recovery import Recovery
 from onnxjl.regularization import GROWING, KINDS, Regularization
 from onnxjl.regularization import get as get_regularization
@@ -63,8 +63,6 @@ _COUNTED: tuple[Budget | Sparsity, ...] = ("amount", "macs", "params", "bytes", 
 # What an experiment says itself, and what would be measured anew in every run.
 _NOT_FOR_PRUNE = {"model", *BUDGETS, "amount_for", "criterion", "data", "inputs", "seed"}
 _NOT_FOR_PRUNE |= {"recover", "calibration", "pattern"}
-# Options of `prune` that blocks have as units do.
-_OF_BLOCKS = {"granularity", "ignore", "loss"}
 _TRAINING = inspect.signature(finetune).parameters
 _NOT_FOR_FINETUNE = {"model", "data", "checkpoint", "resume", "start_epoch", "after_epoch"}
 
@@ -197,7 +195,7 @@ class Experiment:
 
     def _check_blocks(self) -> None:
         about_units = [] if self.regularize is None else ["regularize="]
-        about_units += [f"pruning: '{n}'" for n in self.pruning if n not in _OF_BLOCKS]
+        about_units += [f"pruning: '{n}'" for n in self.pruning if n in ABOUT_UNITS]
         if about_units:
             raise UsageError(
                 f"{about_units[0]} is about units: with granularity 'block' leave it out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ NAMES = {
 
 _LABEL = 40
 """Characters of a layer's name beside a bar."""
+
+_BLUE = "#3357c0"
 
 _PERCENT = ("macs_kept", "params_kept", "latency_kept", "accuracy")
 
@@ -124,27 +126,33 @@ def sensitivity_figure(sensitivity: Sensitivity, y: str) -> Figure:
     return figure
 
 
-def _bars(values: Mapping[str, float], y: str, amount: float, baseline: float | None) -> Figure:
-    """Draw a bar for each group or block, in graph order from the top."""
-    figure = Picture(figsize=(6.4, 0.9 + 0.24 * len(values)), layout="constrained")
+def _rows(labels: Sequence[str], xlabel: str) -> tuple[Figure, Any]:
+    """Return a figure, and its axes with a row for each label, in this order from the top."""
+    count = len(labels)
+    figure = Picture(figsize=(6.4, 0.9 + 0.24 * count), layout="constrained")
     axes = figure.add_subplot()
-    places = range(len(values))
-    bars = axes.barh(places, list(values.values()), height=0.62, color="#3357c0")
-    axes.bar_label(bars, fmt="{:.1%}" if y in _PERCENT else "{:.3g}", fontsize=7, padding=3)
-    labels = [shorten(name, _LABEL) for name in values]
-    axes.set_yticks(places, labels, fontsize=8, parse_math=False)
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    shown = [shorten(label, _LABEL) for label in labels]
+    axes.set_yticks(range(count), shown, fontsize=8, parse_math=False)
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.2)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _bars(values: Mapping[str, float], y: str, amount: float, baseline: float | None) -> Figure:
+    """Draw a bar for each group or block."""
     # Blocks go as a whole, and groups never do.
     alone = "this block" if amount == 1 else f"{amount:.0%} of this group's units"
-    axes.set_xlabel(f"{NAMES.get(y, y)} without {alone}")
+    figure, axes = _rows(list(values), f"{NAMES.get(y, y)} without {alone}")
+    bars = axes.barh(range(len(values)), list(values.values()), height=0.62, color=_BLUE)
+    axes.bar_label(bars, fmt="{:.1%}" if y in _PERCENT else "{:.3g}", fontsize=7, padding=3)
     if y in _PERCENT:
         axes.xaxis.set_major_formatter(_percent())
     if baseline is not None and y == "accuracy":
         axes.axvline(baseline, color="0.4", linewidth=1, label="original")
         figure.legend(loc="outside upper right", frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.2)
-    axes.set_axisbelow(True)
     return figure
 
 
@@ -155,25 +163,17 @@ def widths_figure(bars: Bars) -> Figure:
     ----------
     bars : the widths, from `onnxjl.pairing.width_bars`.
     """
-    count = len(bars.bars)
-    figure = Picture(figsize=(6.4, 0.9 + 0.24 * count), layout="constrained")
-    axes = figure.add_subplot()
-    places = range(count)
-    for label, color in (("before", "0.8"), ("after", "#3357c0")):
+    labels = [bar.label for bar in bars.bars]
+    figure, axes = _rows(labels, "width: channels, features, hidden units")
+    places = range(len(labels))
+    for label, color in (("before", "0.8"), ("after", _BLUE)):
         lengths = [bars.scale * bars.length(getattr(bar, label)) for bar in bars.bars]
         axes.barh(places, lengths, height=0.62, color=color, label=label)
     for place, bar in zip(places, bars.bars, strict=True):
         text = f" {bar.after:,} of {bar.before:,}" + (" (cut)" if bars.cut(bar) else "")
         end = bars.scale * max(bars.length(bar.before), bars.length(bar.after))
         axes.text(end, place, text, va="center", fontsize=7)
-    labels = [shorten(bar.label, _LABEL) for bar in bars.bars]
-    axes.set_yticks(places, labels, fontsize=8, parse_math=False)
-    axes.set_ylim(count - 0.4, -0.6)  # in graph order from the top
     axes.set_xlim(0, 1.18 * bars.scale)
-    axes.set_xlabel("width: channels, features, hidden units")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.2)
-    axes.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
 

@@ -32,6 +32,17 @@ from onnxjl.plan import Plan, apply
 from onnxjl.recovery import Recovery, check_request
 from onnxjl.structure.groups import Granularity, Group, Structure, analyze, offer
 
+ABOUT_UNITS: Mapping[str, Sequence[object]] = {
+    "amount_for": (None, {}),
+    "round_to": (None, 1),
+    "min_units": (1,),
+    "scope": ("global",),
+    "aggregation": ("mean",),
+    "normalization": (None,),
+    "allow_inexact": (False,),
+}
+"""Options of `prune` that blocks don't have -> values that say nothing."""
+
 
 @overload
 def prune(model: Source, **options: Any) -> Graph: ...
@@ -150,7 +161,15 @@ def prune(  # type: ignore[misc] # the options are those below, for both kinds o
         check_request(method, calibration)
     flux = model if isinstance(model, FluxModel) else None
     if granularity == "block":
-        _check_options_of_blocks(request, round_to, aggregation, normalization, allow_inexact)
+        _check_options_of_blocks(
+            amount_for=amount_for,
+            round_to=round_to,
+            min_units=min_units,
+            scope=scope,
+            aggregation=aggregation,
+            normalization=normalization,
+            allow_inexact=allow_inexact,
+        )
         if flux is not None and is_julia(criterion):
             of_blocks = julia_block_criterion(criterion)
         else:
@@ -262,25 +281,11 @@ def keep(
     return pruned(model, plan, small) if isinstance(model, FluxModel) else small
 
 
-def _check_options_of_blocks(
-    request: Request,
-    round_to: object,
-    aggregation: str,
-    normalization: str | None,
-    allow_inexact: bool,
-) -> None:
+def _check_options_of_blocks(**given: Any) -> None:
     """Raise `UsageError` for an option that is about units."""
-    about_units = {
-        "amount_for": bool(request.amount_for),
-        "round_to": round_to not in (None, 1),
-        "min_units": request.min_units != 1,
-        "scope": request.scope != "global",
-        "aggregation": aggregation != "mean",
-        "normalization": normalization is not None,
-        "allow_inexact": allow_inexact,
-    }
-    if given := [name for name, is_given in about_units.items() if is_given]:
-        raise UsageError(f"{given[0]} is about units: with granularity 'block' leave it out")
+    for name, value in given.items():
+        if value not in ABOUT_UNITS[name]:
+            raise UsageError(f"{name} is about units: with granularity 'block' leave it out")
 
 
 def _recovered(model: Graph | FluxModel, method: Recovery, calibration: Any) -> Graph | FluxModel:

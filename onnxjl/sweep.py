@@ -344,7 +344,7 @@ class _Setting:
             raise UsageError(f"no engine '{self.engine}'; there are numpy, flux")
 
     def tasks(
-        self, combinations: Iterable[Mapping[str, Any]], names: Sequence[str]
+        self, combinations: Sequence[Mapping[str, Any]], names: Sequence[str]
     ) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
         """What is to be run, and what its row in the table begins with, by key."""
         # A path is opened where the work is done, which saves sending the network.
@@ -360,8 +360,8 @@ class _Setting:
         for options in combinations:
             asked = {name: _absolute(value) for name, value in options.items()}
             if "group" in asked and asked.get("granularity") == "block":
-                asked["only"] = asked.pop("group")
-                del asked["amount"]
+                asked["criterion"] = partial(_all_but, asked.pop("group"))
+                asked["amount"] /= len(combinations)
             elif "group" in asked:
                 asked["amount_for"] = {alone(asked.pop("group")): asked.pop("amount")}
             identity = {name: _identity(value) for name, value in asked.items()}
@@ -533,26 +533,22 @@ def _measure(task: Task) -> dict[str, Any]:
         from onnxjl.flux import to_flux
 
         source = to_flux(graph)
-    options = dict(task.options)
-    if (name := options.pop("only", None)) is not None:
-        found = blocks(graph, ignore=options.get("ignore", ()))
-        options |= {"amount": 1 / len(found), "criterion": partial(_all_but, name)}
-    pruned = prune(source, **options)
+    pruned = prune(source, **task.options)
     small: Graph = pruned if isinstance(pruned, Graph) else pruned.to_graph()
-    row: dict[str, Any] = {
+    found: dict[str, Any] = {
         "macs_kept": small.macs / graph.macs,
         "params_kept": small.params / graph.params,
     }
     inputs = random_inputs(graph)
-    row["output_error"] = output_error(
+    found["output_error"] = output_error(
         graph, small, inputs if task.validate is None else task.validate
     )
     if task.validate is not None:
-        row["accuracy"] = accuracy(small, task.validate)
+        found["accuracy"] = accuracy(small, task.validate)
     if task.latency:
         original, smaller = measure_pair(graph, small, inputs)
-        row["latency_kept"] = smaller.median_ms / original.median_ms
-    return row
+        found["latency_kept"] = smaller.median_ms / original.median_ms
+    return found
 
 
 def _all_but(name: str, block: Block, weights: Mapping[str, np.ndarray]) -> float:

@@ -196,15 +196,12 @@ def get_for_blocks(criterion: Any) -> BlockCriterion:
 
     Parameters
     ----------
-    criterion : a name of `BLOCK_CRITERIA`, such a criterion, or any function
-        ``f(block, weights) -> score``.
+    criterion : a name of `BLOCK_CRITERIA`, or any function ``f(block, weights) -> score``.
 
     Raises
     ------
     UsageError : no criterion of blocks has that name, or it isn't a Python function.
     """
-    if isinstance(criterion, BlockCriterion):
-        return criterion
     if isinstance(criterion, str):
         if criterion not in BLOCK_CRITERIA:
             raise UsageError(unknown("criterion of blocks", criterion, BLOCK_CRITERIA))
